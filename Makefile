@@ -1,0 +1,30 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV ?= .venv
+READY := $(VENV)/.ready
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
+
+setup: $(READY) ## create .venv and install the package with its development tools (about two minutes, 6 GB)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+train: setup ## train and test a network; make train ARGS="model=mlp optimizer=sgd" passes words on
+	$(VENV)/bin/python train.py $(ARGS)
+
+test: setup ## run the tests; make test ARGS="-k pictures" passes words on
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+check: setup ## lint, check the formatting and the types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+clean: ## remove the environment and the caches; runs and data stay
+	rm -rf $(VENV) *.egg-info .*_cache
+
+.PHONY: help setup train test check clean
