@@ -1,0 +1,1 @@
+"""MNIST on PyTorch Lightning and Hydra."""

@@ -1,0 +1,236 @@
+"""What a run shows while it lasts, draws at its end, and remembers."""
+
+import csv
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import lightning
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from tqdm import tqdm
+
+from mnist_pl.data import MNISTDataModule
+from mnist_pl.models import DigitClassifier
+
+log = logging.getLogger(__name__)
+
+
+class Progress(ProgressBar):
+    """A line for each epoch, with a live bar below it on a terminal; a log file gets the lines alone."""
+
+    def __init__(self, refresh_rate: int = 20) -> None:
+        super().__init__()
+        self.refresh_rate = refresh_rate  # batches
+        self.bar = tqdm(disable=True)
+        self.live = sys.stderr.isatty()
+        self.started = perf_counter()
+
+    def disable(self) -> None:
+        self.live = False
+
+    def enable(self) -> None:
+        self.live = sys.stderr.isatty()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.started = perf_counter()
+        self.bar = tqdm(
+            desc=f"epoch {trainer.current_epoch + 1}",
+            total=self.total_train_batches,
+            disable=not self.live,
+            leave=False,
+            dynamic_ncols=True,
+            unit="batch",
+        )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.live and (batch_idx + 1) % self.refresh_rate == 0:
+            self.bar.set_postfix(loss=f"{float(outputs['loss']):.3f}", refresh=False)
+            self.bar.update(self.refresh_rate)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            self._say("untrained", trainer, ("val",))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: DigitClassifier) -> None:  # type: ignore[override]
+        self.bar.close()
+        pl_module.log_dict(pl_module.scores("train"), logger=False)
+        last = trainer.max_epochs if trainer.max_epochs not in (None, -1) else "?"
+        name = f"epoch {trainer.current_epoch + 1}/{last}"
+        self._say(name, trainer, ("train", "val"), f"  {perf_counter() - self.started:.1f} s")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.bar.close()
+
+    @rank_zero_only
+    def _say(self, name: str, trainer: Trainer, stages: tuple[str, ...], end: str = "") -> None:
+        metrics = trainer.callback_metrics
+        parts = [
+            f"{stage} loss {metrics[f'{stage}/loss']:.4f} acc {metrics[f'{stage}/acc']:.2%}"
+            for stage in stages
+            if f"{stage}/loss" in metrics
+        ]
+        log.info("%s", f"{name:12}" + "  ".join(parts) + end)
+
+
+class MetricsCSV(Logger):
+    """`metrics.csv`: a row for each record, with the step, the epoch and the training images seen."""
+
+    def __init__(self, save_dir: str) -> None:
+        super().__init__()
+        self.path = Path(save_dir, "metrics.csv")
+        self.rows: list[dict[str, float]] = []
+        self.written = 0
+        self.columns: list[str] = []
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """The run's settings are in .hydra and in summary.json."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows.append({"step": step or 0, **metrics})
+
+    @rank_zero_only
+    def save(self) -> None:
+        new = [name for row in self.rows[self.written :] for name in row if name not in self.columns]
+        if new:  # a column that the header lacks: write everything anew
+            self.columns += dict.fromkeys(new)
+            self.written = 0
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a" if self.written else "w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            if not self.written:
+                writer.writeheader()
+            writer.writerows(self.rows[self.written :])
+        self.written = len(self.rows)
+
+    def finalize(self, status: str) -> None:
+        if self.rows:
+            self.save()
+
+
+class Samples(Callback):
+    """`samples.png`: ten training images with their labels, also in TensorBoard."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        from mnist_pl import plots  # matplotlib takes a second to import
+
+        images, labels = trainer.datamodule.splits["train"]  # type: ignore[attr-defined]
+        _draw(trainer, "samples", plots.grid(images[:10].cpu().numpy(), [str(int(label)) for label in labels[:10]]))
+
+
+class Curves(Callback):
+    """`curves.png`: loss and accuracy against the training examples seen, from the rows of metrics.csv."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        from mnist_pl import plots
+
+        rows = [row for logger in trainer.loggers if isinstance(logger, MetricsCSV) for row in logger.rows]
+        if rows:
+            data: MNISTDataModule = trainer.datamodule  # type: ignore[attr-defined]
+            held_out = "test" if data.hparams["validate_on_test"] else "validation"
+            _draw(trainer, "curves", plots.curves(rows, f"{type(pl_module).__name__} on {data.dataset}", held_out))
+
+
+@rank_zero_only
+def _draw(trainer: Trainer, name: str, figure: Any) -> None:
+    from mnist_pl import plots
+
+    plots.save(figure, Path(trainer.default_root_dir, f"{name}.png"))
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure(name, figure, trainer.global_step)
+
+
+def header(trainer: Trainer, model: DigitClassifier, data: MNISTDataModule) -> str:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    sizes = " / ".join(f"{len(data.splits[name][1]):,}" for name in ("train", "val", "test"))
+    return (
+        f"{data.dataset} ({sizes} images) · {type(model).__name__}, {parameters:,} parameters · "
+        f"{trainer.strategy.root_device} · {_near(trainer.default_root_dir)}"
+    )
+
+
+def summarise(
+    trainer: Trainer, model: DigitClassifier, data: MNISTDataModule, seconds: float, best: Path | None, extra: dict
+) -> dict[str, Any]:
+    """One flat object: what was run, on what, and what came out. `seconds` is the time inside `fit`."""
+    recorded = torch.load(best, map_location="cpu", weights_only=True)["metrics"] if best else {}
+    metrics = {**trainer.callback_metrics, **{name: recorded.get(name) for name in ("val/acc", "val/loss")}}
+    optimizer = model.hparams["optimizer"]
+    images = model.images_seen - extra.pop("images_before")
+    return {
+        "data": data.dataset,
+        "model": type(model).__name__,
+        "optimizer": optimizer["_target_"].rpartition(".")[2],
+        "lr": optimizer["lr"],
+        "batch_size": data.hparams["batch_size"],
+        **extra,
+        "epochs": trainer.current_epoch,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "device": _device(trainer),
+        "train_seconds": round(seconds, 3),
+        "images_per_second": round(images / seconds, 1) if seconds else None,
+        **{
+            name: None if metrics.get(name) is None else round(float(metrics[name]), 6)  # float32 holds no more
+            for name in ("val/acc", "val/loss", "test/acc", "test/loss")
+        },
+        "best_checkpoint": _near(best) if best else None,
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+        "git_commit": _git_commit(),
+    }
+
+
+def write_summary(folder: str, summary: dict[str, Any]) -> None:
+    Path(folder, "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def table(summary: dict[str, Any], folder: str) -> str:
+    lines = [f"{'':12}{'loss':>10}{'accuracy':>12}"]
+    for stage in ("val", "test"):
+        if summary[f"{stage}/acc"] is not None:
+            lines.append(f"{stage:12}{summary[f'{stage}/loss']:>10.4f}{summary[f'{stage}/acc']:>12.2%}")
+    if summary["train_seconds"]:
+        lines.append(f"{'time':12}{summary['train_seconds']:>8.1f} s{summary['images_per_second']:>10,.0f} images/s")
+    return "\n".join([*lines, f"everything is in {_near(folder)}"])
+
+
+def _device(trainer: Trainer) -> str:
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+
+
+def _near(path: str | Path) -> str:
+    """Relative to the current folder where that is shorter to type."""
+    path = Path(path)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _git_commit() -> str | None:
+    """Of the code that runs; None where it is not in a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,188 @@
+"""The schema of the two commands, and the door where configuration stops. Imports nothing heavy: --help is quick."""
+
+import difflib
+import inspect
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.types import RunMode
+from hydra.utils import get_method, instantiate
+from omegaconf import MISSING, DictConfig
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+if TYPE_CHECKING:
+    from lightning import Trainer
+
+    from mnist_pl.data import MNISTDataModule
+    from mnist_pl.models import DigitClassifier
+
+WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+
+@dataclass
+class Train:
+    """Refuses a misspelt key at the root. Below it, the constructors know their arguments, defaults and ranges."""
+
+    data: Any = MISSING
+    model: Any = MISSING
+    optimizer: Any = MISSING
+    scheduler: Any = MISSING
+    trainer: Any = MISSING
+    callbacks: Any = MISSING
+    logger: Any = MISSING
+    seed: int = 1
+    fit: bool = True
+    ckpt_path: str | None = None
+    claim: float | None = None
+
+
+@dataclass
+class Predict:
+    ckpt_path: str | None = None
+    input: str | None = None
+    data_dir: str = "data"
+    seed: int | None = None
+
+
+ConfigStore.instance().store("train_schema", Train)
+ConfigStore.instance().store("predict_schema", Predict)
+
+
+def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]":
+    """Builds everything before anything is done, so that a bad setting fails before a download.
+
+    Raises:
+        ValueError: a setting is misspelt, of the wrong kind or out of range; the message is one line and names it.
+    """
+    # Lightning 2.6's own use of something that torch 2.15 deprecates.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+    import torch
+    from lightning import seed_everything
+    from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
+    from lightning.pytorch.loggers import Logger
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    if not 0 <= cfg.seed < 2**32:
+        raise ValueError(f"seed must be a whole number from 0 to {2**32 - 1}, got {cfg.seed}")
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    data = make(cfg.data, "data")
+    model = make(cfg.model, "model", _recursive_=False)
+    with _named("optimizer", cfg.optimizer):
+        model.make_optimizer()
+    callbacks = _make_all(cfg.callbacks, "callbacks", Callback)
+    if cfg.trainer.enable_checkpointing is False:
+        callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
+    if cfg.trainer.enable_progress_bar is False:
+        callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
+    if cfg.trainer.accelerator in ("gpu", "cuda") and not (torch.cuda.is_available() or torch.mps.is_available()):
+        raise ValueError(
+            f"trainer.accelerator={cfg.trainer.accelerator}: PyTorch {torch.__version__} finds no GPU on this machine; "
+            "say trainer.accelerator=cpu, or auto to use one where there is one"
+        )
+    loggers = _make_all(cfg.logger, "logger", Logger)
+    trainer = make(cfg.trainer, "trainer", callbacks=callbacks, logger=loggers or False)
+    return data, model, trainer
+
+
+def make(node: Any, name: str, **more: Any) -> Any:
+    """Instantiates one node of the configuration from plain values."""
+    with _named(name, node):
+        return instantiate(node, _convert_="all", **more)
+
+
+def _make_all(group: Any, name: str, kind: type) -> list[Any]:
+    """A group of named nodes; null switches one off."""
+    made = {f"{name}.{key}": make(node, f"{name}.{key}") for key, node in (group or {}).items() if node is not None}
+    for key, item in made.items():
+        if not isinstance(item, kind):  # without a `_target_`, Hydra hands back the plain node
+            raise ValueError(f"{key} must have a _target_ that is a {kind.__name__}, got {item!r}")
+    return list(made.values())
+
+
+@contextmanager
+def _named(name: str, node: Any) -> Iterator[None]:
+    """Errors of a constructor, as one line that names the setting."""
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        raise ValueError(f"{name} must have a _target_, the class that it stands for")
+    try:
+        function = get_method(node._target_) if inspect.isfunction(_locate(node)) else _locate(node)
+        _check_keys(name, node, function)
+        yield
+    except (InstantiationException, TypeError, ValueError) as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        line = " ".join(str(cause).split())
+        raise ValueError(line if line.startswith(name) else f"{name}: {line}") from error
+
+
+def _locate(node: DictConfig) -> Any:
+    from hydra._internal.utils import _locate
+
+    return _locate(node._target_)
+
+
+def _check_keys(name: str, node: DictConfig, function: Any) -> None:
+    known: set[str] = set()
+    for kind in inspect.getmro(function) if inspect.isclass(function) else [function]:
+        if kind is object or (inspect.isclass(kind) and "__init__" not in vars(kind)):
+            continue
+        parameters = inspect.signature(kind).parameters
+        known |= set(parameters)
+        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+            break
+    for key in node:
+        if key not in known and not str(key).startswith("_"):
+            raise ValueError(f"{name}.{key}: there is no such setting; {_suggest(str(key), known)}")
+
+
+def _suggest(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, [str(name) for name in known], n=1)
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(map(str, known)))}"
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """What a user can mend ends the program with one line; anything else is a fault of ours and shows its traceback.
+
+    HYDRA_FULL_ERROR=1 shows the traceback of both. In a sweep, Hydra gets to see the error of a job and goes on.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints its own errors, on many lines
+    try:
+        yield
+    except Exception as error:
+        in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+        if WANTS_TRACEBACK or in_sweep or not _is_users(error):
+            raise
+        sys.exit(f"error: {_explain(error)}")
+
+
+def _is_users(error: Exception) -> bool:
+    kinds: tuple[type[Exception], ...] = (HydraException, OmegaConfBaseException, ValueError, OSError)
+    if "lightning" in sys.modules:
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+        kinds = (*kinds, MisconfigurationException)
+    return isinstance(error, kinds)
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        return f"{group}={option}: there is no such option; there are {', '.join(error.options)}"
+    cause = error.__cause__
+    if isinstance(cause, ConfigKeyError) and cause.full_key is not None:
+        known = list(cause.parent_node or []) if isinstance(cause.parent_node, DictConfig) else []
+        return f"{cause.full_key}: there is no such setting; {_suggest(str(cause.key), known)}"
+    text = str(error)
+    if isinstance(cause, OmegaConfBaseException):
+        text += f": {cause.msg}"
+    return re.sub(r"\s+", " ", text).strip()

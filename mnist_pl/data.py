@@ -1,0 +1,375 @@
+"""Files on disk, verified -> tensors in memory -> whole batches. `python -m mnist_pl.data` downloads and verifies."""
+
+import hashlib
+import logging
+import os
+import socket
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+import numpy as np
+import torch
+from filelock import FileLock
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import SequentialSampler
+from torchvision.datasets import KMNIST, MNIST, FashionMNIST
+
+from mnist_pl.augment import Augment
+
+log = logging.getLogger(__name__)
+
+SOURCES: dict[str, type[MNIST]] = {"mnist": MNIST, "fashion_mnist": FashionMNIST, "kmnist": KMNIST}
+DIGITS = "digits"  # scikit-learn's 1,797 scanned digits, part of its package
+SPLIT_SEED = 0  # the validation split is the same for every run
+EVALUATION_BATCH = 1000
+CONNECT_SECONDS = 5.0  # to resolve a mirror's name, to connect, and between two reads
+FILE_SECONDS = 300.0  # for one file from one mirror; the largest has 10 MB
+
+Split = tuple[Tensor, Tensor]  # images (N, 28, 28) uint8, labels (N,) int64
+
+
+class Batches:
+    """Whole batches by slicing one epoch; shuffled when `seed` is given, by (seed, epoch) alone.
+
+    In training each of `world_size` processes takes an equal share, so up to `world_size - 1` images sit an epoch out
+    (a different few each time); in evaluation every image is seen by exactly one process.
+    """
+
+    batch_sampler = None  # Lightning asks whoever has a `sampler`
+
+    def __init__(
+        self, split: Split, batch_size: int, seed: int | None = None, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.images, self.labels = split
+        self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
+        self.epoch = 0
+
+    @property
+    def sampler(self) -> Any:
+        """Lightning calls `set_epoch` on it, and looks at it to tell shuffled from sequential."""
+        return self if self.seed is not None else SequentialSampler(self.labels)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def _share(self) -> int:
+        extra = self.rank < len(self.labels) % self.world_size
+        return len(self.labels) // self.world_size + (0 if self.seed is not None else int(extra))
+
+    def __len__(self) -> int:
+        return -(-self._share() // self.batch_size)
+
+    def __iter__(self) -> Iterator[Split]:  # (B, 28, 28) uint8, (B,)
+        images, labels = self.images, self.labels
+        if self.seed is not None:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            order = torch.randperm(len(labels), generator=generator).to(labels.device)
+            images, labels = images[order], labels[order]
+        share = self._share()
+        images = images[self.rank :: self.world_size][:share]
+        labels = labels[self.rank :: self.world_size][:share]
+        yield from zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
+
+
+class MNISTDataModule(LightningDataModule):
+    """MNIST or a data set of its form, in memory, on the training device.
+
+    Args:
+        dataset: one of SOURCES, or `digits`.
+        data_dir: holds torchvision's `MNIST/raw` folder; may be read-only when the files are there.
+        val_size: images held out of the 60,000 for validation; the test images are never among them.
+        validate_on_test: score the test images after every epoch, as published scripts do. Nothing may be chosen by it.
+        fallback: `digits`, to train on the embedded digits when the files are not to be had; None to fail instead.
+        augment: arguments of `Augment`, for training images only.
+
+    Raises:
+        ValueError: a setting is out of range; the message names it.
+        OSError: in `prepare_data` and `setup`, the files are neither there nor to be had, or damaged.
+    """
+
+    def __init__(
+        self,
+        dataset: str = "mnist",
+        data_dir: str = "data",
+        batch_size: int = 64,
+        val_size: int = 5000,
+        validate_on_test: bool = False,
+        fallback: str | None = None,
+        augment: dict[str, float] | None = None,
+        seed: int = 1,
+    ) -> None:
+        super().__init__()
+        if dataset not in (*SOURCES, DIGITS):
+            raise ValueError(f"data.dataset must be one of {', '.join([*SOURCES, DIGITS])}, got {dataset!r}")
+        if fallback not in (None, DIGITS):
+            raise ValueError(f"data.fallback must be {DIGITS} or null, got {fallback!r}")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"data.batch_size must be a positive whole number, got {batch_size!r}")
+        count = 1497 if dataset == DIGITS else 60_000
+        if not isinstance(val_size, int) or not 0 <= val_size < count:
+            raise ValueError(
+                f"data.val_size must be a whole number from 0 to {count - 1}, to leave something of the {count:,} "
+                f"training images, got {val_size!r}"
+            )
+        self.save_hyperparameters()
+        self.augment = Augment(**augment) if augment else None
+        self.splits: dict[str, Split] = {}
+
+    @property
+    def dataset(self) -> str:
+        """What is trained on: `digits` after a fallback."""
+        return self.hparams["dataset"]
+
+    def prepare_data(self) -> None:
+        if self.dataset == DIGITS:
+            return
+        try:
+            fetch(self.dataset, self.hparams["data_dir"])
+        except FileNotFoundError as error:  # but not where they are damaged: that is to be known
+            if self.hparams["fallback"] is None:
+                raise
+            log.warning("WARNING: training on scikit-learn's 1,797 embedded digits instead: %s", error)
+
+    def setup(self, stage: str) -> None:
+        if self.splits:
+            return
+        train, test = self._read()
+        val_size = self.hparams["val_size"]
+        if len(train[1]) <= val_size:  # after a fallback: the same share of a smaller set
+            val_size = round(len(train[1]) * val_size / 60_000)
+        order = torch.randperm(len(train[1]), generator=torch.Generator().manual_seed(SPLIT_SEED))
+        held_out, kept = (part.sort().values for part in order.split([val_size, len(order) - val_size]))
+        self.splits = {
+            "train": (train[0][kept], train[1][kept]) if val_size else train,
+            "val": test if self.hparams["validate_on_test"] else (train[0][held_out], train[1][held_out]),
+            "test": test,
+        }
+
+    def _read(self) -> tuple[Split, Split]:
+        if self.dataset != DIGITS:
+            folder, problem = locate(self.dataset, self.hparams["data_dir"])
+            if problem is None:
+                return read(self.dataset, folder)
+            if self.hparams["fallback"] is None or not isinstance(problem, FileNotFoundError):
+                raise problem
+            self.hparams["dataset"] = DIGITS
+        return embedded_digits()
+
+    @property
+    def selects(self) -> bool:
+        """Whether there are validation images that a choice may rest on."""
+        return self.hparams["val_size"] > 0 and not self.hparams["validate_on_test"]
+
+    def train_dataloader(self) -> Batches:
+        shuffle = self.trainer is None or not self.trainer.overfit_batches
+        return self._batches("train", self.hparams["batch_size"], self.hparams["seed"] if shuffle else None)
+
+    def val_dataloader(self) -> Batches | list[Batches]:
+        return self._batches("val", EVALUATION_BATCH) if len(self.splits["val"][1]) else []
+
+    def test_dataloader(self) -> Batches:
+        return self._batches("test", EVALUATION_BATCH)
+
+    def predict_dataloader(self) -> Batches:
+        return self.test_dataloader()
+
+    def _batches(self, name: str, batch_size: int, seed: int | None = None) -> Batches:
+        if self.trainer is None:
+            return Batches(self.splits[name], batch_size, seed)
+        device = self.trainer.strategy.root_device
+        images, labels = self.splits[name]
+        self.splits[name] = images.to(device), labels.to(device)  # once; a no-op afterwards
+        return Batches(self.splits[name], batch_size, seed, self.trainer.global_rank, self.trainer.world_size)
+
+    def on_after_batch_transfer(self, batch: Split, dataloader_idx: int) -> Split:  # -> (B, 1, 28, 28) in [0, 1]
+        images, labels = batch
+        images = to_float(images)
+        if self.augment is not None and self.trainer is not None and self.trainer.training:
+            images = self.augment(images)
+        return images, labels
+
+
+def to_float(images: Tensor) -> Tensor:  # (B, 28, 28) uint8 -> (B, 1, 28, 28) float in [0, 1]
+    return images.unsqueeze(1).float().div_(255)
+
+
+def raw_folder(dataset: str, data_dir: str | os.PathLike[str]) -> Path:
+    return Path(data_dir or "data") / SOURCES[dataset].__name__ / "raw"
+
+
+def locate(dataset: str, data_dir: str | os.PathLike[str]) -> tuple[Path, OSError | None]:
+    """The folder of the four files, and what is wrong: FileNotFoundError where some are only missing, or OSError."""
+    folder = raw_folder(dataset, data_dir)
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda resource: _check(folder / resource[0], resource[1]), SOURCES[dataset].resources))
+    damaged = [str(problem) for problem in found if problem and not isinstance(problem, FileNotFoundError)]
+    if damaged:
+        return folder, OSError("; ".join(damaged))
+    missing = [str(problem) for problem in found if problem]
+    if missing:
+        return folder, FileNotFoundError(f"{folder} lacks {', '.join(missing)}")
+    return folder, None
+
+
+def _check(path: Path, md5: str) -> OSError | None:
+    """`path` is a .gz file. Its extracted twin, as torchvision leaves it, will do when it is as long as it says."""
+    try:
+        if path.exists():
+            if hashlib.md5(path.read_bytes()).hexdigest() != md5:
+                return OSError(f"{path} is damaged: its MD5 checksum is not {md5}")
+        elif path.with_suffix("").exists():
+            _idx(path.with_suffix("").read_bytes(), path.with_suffix(""))
+        else:
+            return FileNotFoundError(path.name)
+    except OSError as error:
+        return error
+    return None
+
+
+def read(dataset: str, folder: Path) -> tuple[Split, Split]:
+    """The training and the test images with their labels, from files that `locate` found whole."""
+
+    def load(name: str) -> Tensor:
+        path = folder / name
+        if path.exists():
+            return _idx(zlib.decompress(path.read_bytes(), wbits=31), path)
+        return _idx(path.with_suffix("").read_bytes(), path.with_suffix(""))
+
+    with ThreadPoolExecutor() as pool:  # zlib releases the interpreter lock
+        names = [name for name, _ in SOURCES[dataset].resources]
+        train_images, train_labels, test_images, test_labels = pool.map(load, names)
+    return (train_images, train_labels.long()), (test_images, test_labels.long())
+
+
+def _idx(content: bytes, path: Path) -> Tensor:
+    """Reads the IDX format: two zero bytes, type 8 (uint8), number of dimensions, each as a big-endian int32, data."""
+    dims = content[3] if len(content) > 3 else 0
+    shape = np.frombuffer(content[4 : 4 + 4 * dims], dtype=">i4").tolist()
+    if content[:3] != b"\0\0\x08" or len(shape) != dims or len(content) != 4 + 4 * dims + int(np.prod(shape)):
+        raise OSError(f"{path} is damaged: it is not a whole IDX file")
+    data = np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * dims)
+    return torch.from_numpy(data.reshape(shape).copy())
+
+
+def embedded_digits() -> tuple[Split, Split]:
+    """scikit-learn's 8x8 digits, laid out as MNIST's: 20x20 pixels in 28x28, centred by mass; 1,497 and 300."""
+    from sklearn.datasets import load_digits  # a second of import that MNIST does not need
+
+    from mnist_pl.pictures import centre_by_mass
+
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images).float().unsqueeze(1) / 16
+    images = torch.nn.functional.interpolate(images, size=(20, 20), mode="bicubic", align_corners=False)
+    placed = np.stack([centre_by_mass(image) for image in (images[:, 0].clamp(0, 1) * 255).numpy()])
+    labels = torch.from_numpy(bunch.target).long()
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    test, train = order.split([300, len(labels) - 300])
+    tensor = torch.from_numpy(placed)
+    return (tensor[train], labels[train]), (tensor[test], labels[test])
+
+
+def fetch(dataset: str, data_dir: str | os.PathLike[str]) -> Path:
+    """Makes sure that the four files are in their folder and whole, downloading what is not; returns the folder.
+
+    Raises:
+        FileNotFoundError: some are missing and not to be had; the message says what was tried and the ways out.
+        OSError: the same of some that are damaged.
+    """
+    folder, problem = locate(dataset, data_dir)
+    if problem is None:
+        return folder
+    tried: list[str] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):  # of several processes, one downloads
+            for name, md5 in SOURCES[dataset].resources:
+                if not tried and _check(folder / name, md5):
+                    tried = _download(SOURCES[dataset].mirrors, folder / name, md5)
+    except OSError as error:
+        tried = [str(error)]
+    folder, left = locate(dataset, data_dir)
+    if left is None:
+        return folder
+    name = SOURCES[dataset].__name__
+    raise type(left)(
+        f"{left}; not downloaded ({'; '.join(tried)}). Put the four .gz files into {folder}, or set MNIST_ROOT to the "
+        f"folder that has {name}/raw, or say data=digits"
+    )
+
+
+def _download(mirrors: list[str], path: Path, md5: str) -> list[str]:
+    """Tries one mirror after the other; returns what went wrong with each, or nothing when `path` is there."""
+    failures = []
+    for mirror in mirrors:
+        url = mirror.rstrip("/") + "/" + path.name
+        part = path.with_name(f".{path.name}.{os.getpid()}")
+        log.info("downloading %s", url)
+        try:
+            _resolve(urlsplit(url).hostname or "")
+            content = _get(url)
+            if hashlib.md5(content).hexdigest() != md5:
+                raise OSError("wrong content: its checksum is not the published one")
+            with open(part, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+            return []
+        except (OSError, HTTPException, ValueError) as error:
+            failures.append(f"{mirror}: {getattr(error, 'reason', None) or error}")
+        finally:
+            part.unlink(missing_ok=True)
+    return failures
+
+
+def _resolve(host: str) -> None:
+    """The resolver has no time limit of its own, and blocks for a minute on some machines without a network."""
+    thread = Thread(target=lambda: _quietly(socket.getaddrinfo, host, 443), daemon=True)
+    thread.start()
+    thread.join(CONNECT_SECONDS)
+    if thread.is_alive():
+        raise TimeoutError("its name was not resolved in time")
+
+
+def _quietly(function: Any, *args: Any) -> None:
+    try:
+        function(*args)
+    except OSError:
+        pass  # the connection that follows says it better
+
+
+def _get(url: str) -> bytes:
+    deadline = time.monotonic() + FILE_SECONDS
+    content = bytearray()
+    with urlopen(url, timeout=CONNECT_SECONDS) as response:
+        while chunk := response.read1(1 << 16):
+            content += chunk
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not whole after {FILE_SECONDS:.0f} s")
+    return bytes(content)
+
+
+def main(dataset: str = "mnist") -> None:
+    if dataset not in SOURCES:
+        sys.exit(f"error: there is no data set {dataset!r} to download; there are {', '.join(SOURCES)}")
+    try:
+        folder = fetch(dataset, os.environ.get("MNIST_ROOT", "data"))
+    except OSError as error:
+        sys.exit(f"error: {error}")
+    train, test = read(dataset, folder)
+    print(f"{dataset}: {len(train[1]):,} training and {len(test[1]):,} test images, verified, in {folder}")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    main(*sys.argv[1:2])

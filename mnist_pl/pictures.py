@@ -1,0 +1,192 @@
+"""A person's picture -> the 28x28 that the networks were trained on.
+
+MNIST's own preparation (LeCun, Bottou, Bengio and Haffner 1998, and the data set's page): the ink fitted into 20x20
+keeping its aspect, anti-aliased, then placed in 28x28 so that its centre of mass is at the centre. Before that come
+what a scanner of forms did not need: polarity, paper that is not white, and pens much thinner or thicker than theirs.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter, ImageOps
+
+SIDE, BOX = 28, 20
+CENTRE = 14.0  # row and column of the centre of mass: 14.00 in the mean over the training images
+WORKING = 160  # pixels of the ink's longer side while its strokes are looked at
+STROKE = (0.10, 0.17)  # stroke width over the ink's longer side: middle 60 % of the training images, by `_stroke_width`
+SUFFIXES = {".png", ".jpg", ".jpeg"}
+
+Gray = NDArray[np.uint8]
+Ink = NDArray[np.float32]
+
+
+def find_pictures(path: str | os.PathLike[str]) -> list[Path]:
+    """The PNG and JPEG files of a folder and those below it, in order; or the one file named.
+
+    Raises:
+        ValueError: there are none.
+    """
+    start = Path(path)
+    if not start.is_dir():
+        if not start.exists():
+            raise ValueError(f"input={path}: there is no such file or folder")
+        return [start]
+    found = sorted(_walk(start))
+    if not found:
+        raise ValueError(f"input={path}: the folder holds no picture; PNG and JPEG files are read")
+    return found
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for parent, _, names in os.walk(folder):
+        yield from (Path(parent, name) for name in names if Path(name).suffix.lower() in SUFFIXES)
+
+
+def read_picture(path: str | os.PathLike[str]) -> Gray:  # -> (28, 28), light ink on 0
+    """Raises ValueError, saying why, where the file is not a readable picture or shows nothing."""
+    try:
+        with Image.open(path, formats=("PNG", "JPEG")) as picture:
+            picture.draft("L", (2 * WORKING, 2 * WORKING))  # lets the JPEG decoder skip what would be thrown away
+            gray = _gray(picture)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "not a PNG or JPEG picture" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise ValueError(f"{path}: {reason}") from None
+    try:
+        return prepare(gray)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _gray(picture: Image.Image) -> Gray:
+    """(H, W) luminance, turned as the camera was held; transparent parts become paper in contrast to the ink."""
+    if picture.mode.startswith("I"):  # 16 bits a pixel; convert("L") would clip it
+        return (np.asarray(picture, dtype=np.float32) / 257).clip(0, 255).astype(np.uint8)
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "L" and "transparency" not in picture.info:
+        return np.asarray(picture)
+    gray, alpha = picture.convert("RGBA").convert("LA").split()
+    luminance, opacity = np.asarray(gray, dtype=np.float32), np.asarray(alpha, dtype=np.float32) / 255
+    weight = opacity.sum()
+    paper = 255.0 if weight == 0 or (luminance * opacity).sum() / weight < 128 else 0.0
+    if opacity.min() == 1:
+        return np.asarray(gray)
+    return (luminance * opacity + paper * (1 - opacity)).astype(np.uint8)
+
+
+def prepare(gray: Gray) -> Gray:  # (H, W) -> (28, 28), light ink on 0
+    """Raises ValueError where the picture shows nothing."""
+    if gray.shape == (SIDE, SIDE) and _is_prepared(gray):
+        return gray
+    ink = _crop(_ink(gray))
+    height, width = ink.shape
+    scale = WORKING / max(height, width)
+    ink = _stretch(_resize(ink, round(height * scale), round(width * scale)))
+    ink = _crop(_mend_strokes(ink), floor=0.05)
+    height, width = ink.shape
+    scale = BOX / max(height, width)
+    small = _stretch(_resize(ink, max(1, round(height * scale)), max(1, round(width * scale))))
+    return centre_by_mass(small * 255)
+
+
+def _is_prepared(gray: Gray) -> bool:
+    """Whether a 28x28 picture is in MNIST's form: ink in a 20x20 box on plain 0, its centre of mass at the centre."""
+    rows, columns = np.flatnonzero(gray.max(axis=1)), np.flatnonzero(gray.max(axis=0))
+    if len(rows) == 0:
+        return False
+    tall, wide = rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1
+    return max(tall, wide) in (BOX - 1, BOX) and bool(np.abs(_centre_of_mass(gray) - CENTRE).max() <= 1)
+
+
+def _ink(gray: Gray) -> Ink:  # -> (H, W) in [0, 1]: how far each pixel is from the paper, on the ink's side of it
+    frame = np.concatenate([gray[0], gray[-1], gray[:, 0], gray[:, -1]])
+    paper = float(np.median(frame))
+    away = gray.astype(np.float32) - paper
+    ink = np.maximum(-away, 0) if -away.min() > away.max() else np.maximum(away, 0)
+    if ink.max() < 16:  # of 255: a photograph of blank paper varies by as much
+        raise ValueError("shows no ink")
+    ink /= ink.max()
+    # What is fainter than a third of the step between paper and ink is shadow, grain or JPEG noise.
+    floor = _otsu(ink) / 3
+    return np.clip((ink - floor) / (1 - floor), 0, 1)
+
+
+def _otsu(ink: Ink) -> float:
+    """The threshold that splits the values into two groups of least variance (Otsu 1979)."""
+    counts, edges = np.histogram(ink, bins=64, range=(0, 1))
+    middles = (edges[:-1] + edges[1:]) / 2
+    below, total = np.cumsum(counts), counts.sum()
+    above = total - below
+    sums = np.cumsum(counts * middles)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
+    return float(middles[np.nanargmax(between)])
+
+
+def _crop(ink: Ink, floor: float = 0.25) -> Ink:
+    """To the box of what is darker than `floor`; specks of under a thousandth of the ink do not count."""
+    dark = ink > floor
+    speck = dark.sum() / 1000
+    rows, columns = np.flatnonzero(dark.sum(axis=1) > speck), np.flatnonzero(dark.sum(axis=0) > speck)
+    if len(rows) == 0 or len(columns) == 0:
+        raise ValueError("shows no ink")
+    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _mend_strokes(ink: Ink) -> Ink:
+    """Thickens or thins strokes far from MNIST's: faded by the way to 20x20, or filling the holes of an 8."""
+    side = max(ink.shape)
+    width = _stroke_width(ink)
+    thin, thick = STROKE[0] * side, STROKE[1] * side
+    padded = np.pad(ink, int(thin))
+    if width < thin:
+        return _filter(padded, ImageFilter.MaxFilter(_odd(thin - width)))
+    if width > thick and min(ink.shape) > 2 * width:  # a 1 is nothing but a stroke: thinned, it would only shrink
+        return _filter(padded, ImageFilter.MinFilter(_odd(width - thick)))
+    return ink
+
+
+def _stroke_width(ink: Ink) -> float:
+    """Pixels: a stroke of width w and length l has area w * l and an outline of about 2 * l."""
+    dark = np.pad(ink > 0.5, 1)
+    across, down = dark[:, 1:] != dark[:, :-1], dark[1:] != dark[:-1]
+    # A step of an outline has a crossing in each direction where it is diagonal: count those once, sqrt(2) long.
+    outline = (across.sum() + down.sum()) * np.pi / 4
+    return float(2 * dark.sum() / max(outline, 1))
+
+
+def _odd(size: float) -> int:
+    return 2 * round(size / 2) + 1
+
+
+def _filter(ink: Ink, kernel: ImageFilter.Filter) -> Ink:
+    picture = Image.fromarray((ink * 255).astype(np.uint8)).filter(kernel)
+    return np.asarray(picture, dtype=np.float32) / 255
+
+
+def _resize(ink: Ink, height: int, width: int) -> Ink:
+    size = max(1, width), max(1, height)
+    return np.asarray(Image.fromarray(ink).resize(size, Image.Resampling.BOX if size[1] < ink.shape[0] else 2)).clip(
+        0, 1
+    )
+
+
+def _stretch(ink: Ink) -> Ink:
+    return ink / max(float(ink.max()), 1e-6)
+
+
+def centre_by_mass(ink: NDArray[np.float32]) -> Gray:  # (H, W) of at most 20x20, in [0, 255] -> (28, 28)
+    """Places the ink, by whole pixels as MNIST does, so that its centre of mass is at the centre of 28x28."""
+    offsets = np.round(CENTRE - _centre_of_mass(ink)).astype(int)
+    top, left = np.clip(offsets, 0, SIDE - np.array(ink.shape))
+    placed = np.zeros((SIDE, SIDE), np.uint8)
+    placed[top : top + ink.shape[0], left : left + ink.shape[1]] = np.round(ink)
+    return placed
+
+
+def _centre_of_mass(ink: NDArray) -> NDArray[np.float64]:  # -> (row, column)
+    rows, columns = ink.sum(axis=1, dtype=np.float64), ink.sum(axis=0, dtype=np.float64)
+    mass = rows.sum()
+    return np.array([rows @ np.arange(len(rows)) / mass, columns @ np.arange(len(columns)) / mass])
