@@ -173,8 +173,8 @@ def summarise(
     trainer: Trainer, model: DigitClassifier, data: MNISTDataModule, seconds: float, best: Path | None, extra: dict
 ) -> dict[str, Any]:
     """One flat object: what was run, on what, and what came out. `seconds` is the time inside `fit`."""
-    recorded = torch.load(best, map_location="cpu", weights_only=True)["metrics"] if best else {}
-    metrics = {**trainer.callback_metrics, **{name: recorded.get(name) for name in ("val/acc", "val/loss")}}
+    best_scores = torch.load(best, map_location="cpu", weights_only=True)["metrics"] if best else {}
+    scores = {**trainer.callback_metrics, **{name: best_scores.get(name) for name in ("val/acc", "val/loss")}}
     optimizer = model.hparams["optimizer"]
     images = model.images_seen - extra.pop("images_before")
     return {
@@ -189,15 +189,16 @@ def summarise(
         "device": _device(trainer),
         "train_seconds": round(seconds, 3),
         "images_per_second": round(images / seconds, 1) if seconds else None,
-        **{
-            name: None if metrics.get(name) is None else round(float(metrics[name]), 6)  # float32 holds no more
-            for name in ("val/acc", "val/loss", "test/acc", "test/loss")
-        },
+        **{name: _figure(scores.get(name)) for name in ("val/acc", "val/loss", "test/acc", "test/loss")},
         "best_checkpoint": _near(best) if best else None,
         "torch": torch.__version__,
         "lightning": lightning.__version__,
         "git_commit": _git_commit(),
     }
+
+
+def _figure(score: torch.Tensor | float | None) -> float | None:
+    return None if score is None else round(float(score), 6)  # float32 holds no more
 
 
 def write_summary(folder: str, summary: dict[str, Any]) -> None:

@@ -139,9 +139,9 @@ def _check_keys(name: str, node: DictConfig, function: Any) -> None:
         known |= set(parameters)
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
             break
-    for key in node:
-        if key not in known and not str(key).startswith("_"):
-            raise ValueError(f"{name}.{key}: there is no such setting; {_suggest(str(key), known)}")
+    for key in map(str, node):
+        if key not in known and not key.startswith("_"):
+            raise ValueError(f"{name}.{key}: there is no such setting; {_suggest(key, known)}")
 
 
 def _suggest(word: str, known: Any) -> str:

@@ -9,6 +9,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from threading import Thread
@@ -171,7 +172,7 @@ class MNISTDataModule(LightningDataModule):
         return self.hparams["val_size"] > 0 and not self.hparams["validate_on_test"]
 
     def train_dataloader(self) -> Batches:
-        shuffle = self.trainer is None or not self.trainer.overfit_batches
+        shuffle = self.trainer is None or not self.trainer.overfit_batches  # type: ignore[attr-defined]
         return self._batches("train", self.hparams["batch_size"], self.hparams["seed"] if shuffle else None)
 
     def val_dataloader(self) -> Batches | list[Batches]:
@@ -334,18 +335,16 @@ def _download(mirrors: list[str], path: Path, md5: str) -> list[str]:
 
 def _resolve(host: str) -> None:
     """The resolver has no time limit of its own, and blocks for a minute on some machines without a network."""
-    thread = Thread(target=lambda: _quietly(socket.getaddrinfo, host, 443), daemon=True)
+
+    def resolve() -> None:
+        with suppress(OSError):  # the connection that follows says it better
+            socket.getaddrinfo(host, 443)
+
+    thread = Thread(target=resolve, daemon=True)
     thread.start()
     thread.join(CONNECT_SECONDS)
     if thread.is_alive():
         raise TimeoutError("its name was not resolved in time")
-
-
-def _quietly(function: Any, *args: Any) -> None:
-    try:
-        function(*args)
-    except OSError:
-        pass  # the connection that follows says it better
 
 
 def _get(url: str) -> bytes:

@@ -1,7 +1,6 @@
 """The networks, and the one LightningModule that trains them."""
 
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ import torch.nn.functional as F
 from hydra.utils import instantiate
 from lightning import LightningModule
 from torch import Tensor, nn
+from torchmetrics import Metric
 from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -59,7 +59,7 @@ class DigitClassifier(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.images_seen += len(batch[1]) * self.trainer.world_size
-        every = self.trainer.log_every_n_steps
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and self.global_step % every == 0:
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             self._record({**self._score_training(), "lr": rate})
@@ -95,7 +95,7 @@ class DigitClassifier(LightningModule):
         """Loss (mean over images) and micro accuracy of what `stage` has seen in this epoch, over all processes."""
         if stage == "train":
             self._score_training()
-        return {f"{stage}/{name}": getattr(self, f"{stage}_{name}").compute() for name in ("loss", "acc")}
+        return {f"{stage}/{name}": self._metric(stage, name).compute() for name in ("loss", "acc")}
 
     def _score_training(self) -> dict[str, Tensor]:
         """Adds the unscored batches to the epoch's metrics; returns their own loss and accuracy on this process."""
@@ -104,13 +104,16 @@ class DigitClassifier(LightningModule):
         logits, labels = (torch.cat(part) for part in zip(*self._unscored, strict=True))
         self._unscored.clear()
         losses = F.cross_entropy(logits.float(), labels, reduction="none")
-        return {"train/loss": self.train_loss(losses), "train/acc": self.train_acc(logits, labels)}
+        return {
+            "train/loss": self._metric("train", "loss")(losses),
+            "train/acc": self._metric("train", "acc")(logits, labels),
+        }
 
     def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch
         logits = self(images)
-        getattr(self, f"{stage}_loss").update(F.cross_entropy(logits.float(), labels, reduction="none"))
-        getattr(self, f"{stage}_acc").update(logits, labels)
+        self._metric(stage, "loss").update(F.cross_entropy(logits.float(), labels, reduction="none"))
+        self._metric(stage, "acc").update(logits, labels)
 
     def _publish(self, stage: str) -> None:
         scores = self.scores(stage)
@@ -123,9 +126,12 @@ class DigitClassifier(LightningModule):
         for logger in self.trainer.loggers:
             logger.log_metrics({**values, "epoch": self.current_epoch, "images": self.images_seen}, self.global_step)
 
+    def _metric(self, stage: str, name: str) -> Metric:
+        return getattr(self, f"{stage}_{name}")
+
     def _reset(self, stage: str) -> None:
         for name in ("loss", "acc"):
-            getattr(self, f"{stage}_{name}").reset()
+            self._metric(stage, name).reset()
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """Raises ValueError where a setting of `optimizer` is not one of its class, or out of range."""
@@ -133,7 +139,7 @@ class DigitClassifier(LightningModule):
         if not settings:
             raise ValueError("optimizer: none was given, and training needs one")
         rate = settings.get("lr")
-        if not isinstance(rate, Real) or isinstance(rate, bool) or not rate > 0:
+        if not isinstance(rate, int | float) or isinstance(rate, bool) or not rate > 0:
             raise ValueError(f"optimizer.lr must be a positive number, got {rate!r}")
         return instantiate(settings, params=self.parameters())
 

@@ -1,8 +1,6 @@
 """Pictures of data and of runs. `python -m mnist_pl.plots` draws a grid of samples."""
 
-import math
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,8 @@ BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7
 
 def grid(images: NDArray[np.uint8], titles: Sequence[str], wrong: Sequence[bool] | None = None) -> Figure:
     """Images (N, 28, 28) with a title each, red where `wrong`."""
-    columns = min(5, len(images)) if len(images) <= 10 else min(10, math.ceil(math.sqrt(len(images) * 1.5)))
-    rows = math.ceil(len(images) / columns)
+    columns = min(len(images), 5 if len(images) <= 20 else 10)
+    rows = -(-len(images) // columns)
     figure = Figure(figsize=(1.15 * columns, 1.4 * rows), layout="constrained")
     for number, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.axis("off")
@@ -76,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -28,8 +28,8 @@ def read(folder: Path) -> list[dict[str, Any]]:
     runs = []
     for path in sorted(folder.glob("**/summary.json")):
         overrides = path.parent / ".hydra" / "overrides.yaml"
-        said = OmegaConf.to_container(OmegaConf.load(overrides)) if overrides.exists() else []
-        choice = " ".join(word for word in said or [] if not word.startswith("seed="))  # type: ignore[union-attr]
+        said = [str(word) for word in OmegaConf.load(overrides)] if overrides.exists() else []
+        choice = " ".join(word for word in said if not word.startswith(("seed=", "sweep=")))
         runs.append({**json.loads(path.read_text()), "choice": choice or "default"})
     return runs
 
@@ -51,7 +51,9 @@ def table(runs: list[dict[str, Any]]) -> list[str]:
             + [_spread(group, "train_seconds", 1, 1)]
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return lines
 

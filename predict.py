@@ -1,0 +1,130 @@
+"""A checkpoint and pictures (or the test images) in, answers out. `python predict.py --help`."""
+
+import csv
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from mnist_pl.config import one_line_errors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mnist_pl.models import DigitClassifier
+
+DRAWN = 20  # test images in the grid
+SHEET = 100  # pictures on the contact sheet
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="predict")
+def main(cfg: DictConfig) -> None:
+    with one_line_errors():
+        from mnist_pl import checkpoint
+
+        path = checkpoint.find(cfg.ckpt_path)
+        model, described = checkpoint.load_model(path)
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        print(f"{type(model).__name__} from {path}")
+        if cfg.input is None:
+            score_test_images(model, described["datamodule_hyper_parameters"], cfg.data_dir, cfg.seed, folder)
+        elif not read_pictures(model, cfg.input, folder):
+            sys.exit(1)
+
+
+def score_test_images(
+    model: "DigitClassifier", trained_on: dict, data_dir: str, seed: int | None, folder: Path
+) -> None:
+    """Prints the accuracy on the test images of the data set that was trained on; draws a few at random."""
+    import torch
+
+    from mnist_pl import plots
+    from mnist_pl.data import MNISTDataModule
+
+    data = MNISTDataModule(trained_on.get("dataset", "mnist"), data_dir)
+    data.prepare_data()
+    data.setup("test")
+    images, labels = data.splits["test"]
+    confidences, guesses = answers(model, images)
+    right = guesses == labels
+    print(
+        f"{data.dataset}: {int(right.sum()):,} of {len(labels):,} test images right, {float(right.double().mean()):.2%}"
+    )
+    generator = torch.Generator()
+    generator.manual_seed(seed) if seed is not None else generator.seed()
+    drawn = torch.randperm(len(labels), generator=generator)[:DRAWN]
+    print(f"{'image':>8}{'truth':>8}{'answer':>8}{'confidence':>12}")
+    for index in drawn.tolist():
+        print(f"{index:>8}{int(labels[index]):>8}{int(guesses[index]):>8}{float(confidences[index]):>12.1%}")
+    titles = [str(int(guesses[i])) if right[i] else f"{int(guesses[i])}, not {int(labels[i])}" for i in drawn.tolist()]
+    figure = plots.grid(images[drawn].numpy(), titles, (~right[drawn]).tolist())
+    print(f"drawn in {near(plots.save(figure, folder / 'test_images.png'))}")
+
+
+def read_pictures(model: "DigitClassifier", source: str, folder: Path) -> bool:
+    """Answers every picture that can be read; returns whether that was all of them.
+
+    Raises:
+        ValueError: there is no picture.
+    """
+    import numpy as np
+    import torch
+
+    from mnist_pl import pictures, plots
+
+    names, seen, failed = [], [], 0
+    for path in pictures.find_pictures(source):
+        try:
+            seen.append(pictures.read_picture(path))
+            names.append(str(path))
+        except ValueError as error:
+            failed += 1
+            print(f"error: {printable(str(error))}", file=sys.stderr)
+    if not seen:
+        return False
+    images = np.stack(seen)
+    confidences, guesses = (part.tolist() for part in answers(model, torch.from_numpy(images)))
+    width = max(len(printable(name)) for name in names)
+    print(f"{'file':{width}}  digit  confidence")
+    for name, guess, confidence in zip(names, guesses, confidences, strict=True):
+        print(f"{printable(name):{width}}  {guess:>5}  {confidence:>10.1%}")
+    with open(folder / "predictions.csv", "w", newline="", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "digit", "confidence"])
+        writer.writerows(zip(names, guesses, (f"{c:.6f}" for c in confidences), strict=True))
+    titles = [
+        f"{printable(Path(name).name)[:12]}\n{guess}  {c:.0%}"
+        for name, guess, c in zip(names, guesses, confidences, strict=True)
+    ]
+    sheet = plots.save(plots.grid(images[:SHEET], titles[:SHEET]), folder / "seen.png")
+    print(f"answers in {near(folder / 'predictions.csv')}, what the network saw in {near(sheet)}")
+    return not failed
+
+
+def answers(model: "DigitClassifier", images: "Tensor") -> "tuple[Tensor, Tensor]":
+    """Images (N, 28, 28) uint8 -> the confidence of each answer (N,) in [0, 1], and the digit (N,)."""
+    import torch
+
+    from mnist_pl.data import EVALUATION_BATCH, to_float
+
+    with torch.inference_mode():
+        logits = torch.cat([model(to_float(batch)) for batch in images.split(EVALUATION_BATCH)])
+        confidences, digits = logits.softmax(dim=1).max(dim=1)
+    return confidences, digits
+
+
+def printable(text: str) -> str:
+    """File names may hold line breaks and terminal codes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def near(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
