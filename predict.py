@@ -44,7 +44,7 @@ def score_test_images(
     from mnist_pl import plots
     from mnist_pl.data import MNISTDataModule
 
-    data = MNISTDataModule(trained_on.get("dataset", "mnist"), data_dir)
+    data = MNISTDataModule(trained_on.get("dataset", "mnist"), data_dir, val_size=0)
     data.prepare_data()
     data.setup("test")
     images, labels = data.splits["test"]

@@ -45,9 +45,10 @@ def run(
         start = checkpoint.find(ckpt_path, "last.ckpt" if fit else "best.ckpt")
         trained = checkpoint.check_fits(start, model)
         model.images_seen = trained["images_seen"]
-        if fit and trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trained["epoch"]:
+        epochs = trained["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        if fit and trainer.max_epochs is not None and 0 <= trainer.max_epochs <= epochs:
             raise ValueError(
-                f"ckpt_path={ckpt_path}: has trained {trained['epoch']} epochs and trainer.max_epochs is "
+                f"ckpt_path={ckpt_path}: has trained {epochs} epochs and trainer.max_epochs is "
                 f"{trainer.max_epochs}; raise it to go on, or say fit=false to only test"
             )
     elif not fit:

@@ -4,7 +4,6 @@ import difflib
 import inspect
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -14,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from hydra.utils import get_method, instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import MISSING, DictConfig
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -64,8 +63,11 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
     Raises:
         ValueError: a setting is misspelt, of the wrong kind or out of range; the message is one line and names it.
     """
-    # Lightning 2.6's own use of something that torch 2.15 deprecates.
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
+    for known in (
+        ".*LeafSpec.*is deprecated",  # Lightning 2.6's own use of something that torch 2.15 deprecates
+        ".*is smaller than the logging interval",  # our steps are counted over all epochs, so nothing goes unlogged
+    ):
+        warnings.filterwarnings("ignore", message=known)
     import torch
     from lightning import seed_everything
     from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
@@ -115,29 +117,25 @@ def _named(name: str, node: Any) -> Iterator[None]:
     if not isinstance(node, DictConfig) or "_target_" not in node:
         raise ValueError(f"{name} must have a _target_, the class that it stands for")
     try:
-        function = get_method(node._target_) if inspect.isfunction(_locate(node)) else _locate(node)
-        _check_keys(name, node, function)
+        _check_keys(name, node)
         yield
-    except (InstantiationException, TypeError, ValueError) as error:
+    except (InstantiationException, ImportError, TypeError, ValueError) as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
-        line = " ".join(str(cause).split())
+        line = _line(cause)
         raise ValueError(line if line.startswith(name) else f"{name}: {line}") from error
 
 
-def _locate(node: DictConfig) -> Any:
-    from hydra._internal.utils import _locate
-
-    return _locate(node._target_)
-
-
-def _check_keys(name: str, node: DictConfig, function: Any) -> None:
+def _check_keys(name: str, node: DictConfig) -> None:
+    target = get_object(node._target_)
     known: set[str] = set()
-    for kind in inspect.getmro(function) if inspect.isclass(function) else [function]:
-        if kind is object or (inspect.isclass(kind) and "__init__" not in vars(kind)):
-            continue
-        parameters = inspect.signature(kind).parameters
-        known |= set(parameters)
-        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+    # A class that passes **keywords on takes those of its parent too.
+    for owner in [kind for kind in target.__mro__ if "__init__" in vars(kind)] if inspect.isclass(target) else [target]:
+        try:
+            parameters = inspect.signature(owner).parameters
+        except ValueError:  # some builtins do not say
+            return
+        known |= {key for key, value in parameters.items() if value.kind is not value.VAR_KEYWORD}
+        if all(value.kind is not value.VAR_KEYWORD for value in parameters.values()):
             break
     for key in map(str, node):
         if key not in known and not key.startswith("_"):
@@ -179,10 +177,19 @@ def _explain(error: Exception) -> str:
         group, _, option = error.missing_cfg_file.rpartition("/")
         return f"{group}={option}: there is no such option; there are {', '.join(error.options)}"
     cause = error.__cause__
-    if isinstance(cause, ConfigKeyError) and cause.full_key is not None:
-        known = list(cause.parent_node or []) if isinstance(cause.parent_node, DictConfig) else []
+    if isinstance(error, OverrideParseException):
+        reason = _line(error.message.partition("See https")[0])
+        return (
+            f"{error.override}: cannot be parsed ({reason}); put quotes inside the quotes of the shell: \"key='a=b'\""
+        )
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):
+        known = list(cause.parent_node)
         return f"{cause.full_key}: there is no such setting; {_suggest(str(cause.key), known)}"
     text = str(error)
     if isinstance(cause, OmegaConfBaseException):
         text += f": {cause.msg}"
-    return re.sub(r"\s+", " ", text).strip()
+    return _line(text)
+
+
+def _line(text: object) -> str:
+    return " ".join(str(text).split())

@@ -176,13 +176,19 @@ class MNISTDataModule(LightningDataModule):
         return self._batches("train", self.hparams["batch_size"], self.hparams["seed"] if shuffle else None)
 
     def val_dataloader(self) -> Batches | list[Batches]:
-        return self._batches("val", EVALUATION_BATCH) if len(self.splits["val"][1]) else []
+        return self._evaluation("val") if len(self.splits["val"][1]) else []
 
     def test_dataloader(self) -> Batches:
-        return self._batches("test", EVALUATION_BATCH)
+        return self._evaluation("test")
 
     def predict_dataloader(self) -> Batches:
         return self.test_dataloader()
+
+    def _evaluation(self, name: str) -> Batches:
+        """Large batches, but small enough that `limit_val_batches=0.1` leaves one."""
+        limit = getattr(self.trainer, f"limit_{name}_batches", None)
+        part = limit if isinstance(limit, float) and 0 < limit < 1 else 1.0
+        return self._batches(name, max(1, min(EVALUATION_BATCH, int(len(self.splits[name][1]) * part))))
 
     def _batches(self, name: str, batch_size: int, seed: int | None = None) -> Batches:
         if self.trainer is None:
@@ -370,5 +376,5 @@ def main(dataset: str = "mnist") -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     main(*sys.argv[1:2])

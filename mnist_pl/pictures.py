@@ -168,7 +168,7 @@ def _resize(ink: Ink, longer_side: int) -> Ink:
 
 
 def _stretch(ink: Ink) -> Ink:
-    return ink / np.float32(max(ink.max(), 1e-6))
+    return ink * np.float32(1 / max(float(ink.max()), 1e-6))
 
 
 def centre_by_mass(ink: NDArray[np.float32]) -> Gray:  # (H, W) of at most 20x20, in [0, 255] -> (28, 28)

@@ -1,0 +1,81 @@
+"""Bad input ends in one line that names the setting, the value and the way out; --help is quick and for people."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Run, one_line
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ("model=resnet", ["model=resnet", "cnn, mlp"]),
+        ("experiment=seed", ["experiment=seed", "seed_mlp"]),
+        ("seed=abc", ["seed=abc", "could not be converted to Integer"]),
+        ("seed=-1", ["seed", "from 0", "-1"]),
+        ("sede=3", ["sede", "seed"]),
+        ("optimizer.lr=-1", ["optimizer.lr", "positive", "-1"]),
+        ("optimizer.lr=fast", ["optimizer.lr", "number", "'fast'"]),
+        ("optimizer=sgd optimizer.momentum=-2", ["optimizer", "momentum", "-2"]),
+        ("data.batch_size=0", ["data.batch_size", "positive", "0"]),
+        ("data.batch_size=many", ["data.batch_size", "'many'"]),
+        ("data=mnist data.val_size=60000", ["data.val_size", "59999", "60000"]),
+        ("data.batch_sise=3", ["data.batch_sise", "did you mean batch_size"]),
+        ("+data.batch_sise=3", ["data.batch_sise", "did you mean batch_size"]),
+        ("data.dataset=emnist", ["data.dataset", "'emnist'", "kmnist"]),
+        ("data.fallback=cifar", ["data.fallback", "digits", "'cifar'"]),
+        ("data.augment={shift: -1}", ["data.augment.shift", "-1"]),
+        ("data.augment={shear: 1}", ["data", "shear"]),
+        ("model=mlp model.hidden=[0]", ["model.hidden", "0"]),
+        ("model=mlp model.dropout=2", ["model", "dropout", "2"]),
+        ("model.kernel_sizes=[3]", ["model.kernel_sizes", "[3]", "model.channels"]),
+        ("model.kernel_sizes=[15,15]", ["model.kernel_sizes", "28x28"]),
+        ("model._target_=mnist_pl.models.CNM", ["model", "CNM"]),
+        ("+model.width=3", ["model.width", "no such setting"]),
+        ("trainer.accelerator=gpu", ["trainer.accelerator=gpu", "no GPU", "trainer.accelerator=cpu"]),
+        ("trainer.accelerator=abacus", ["trainer", "abacus"]),
+        ("trainer.max_epochs=-5", ["trainer", "max_epochs", "-5"]),
+        ("trainer.max_epoch=5", ["trainer.max_epoch", "did you mean max_epochs"]),
+        ("trainer.precision=7", ["trainer", "7"]),
+        ("callbacks.best.monitr=x", ["callbacks.best.monitr", "did you mean monitor"]),
+        ("+callbacks.mine={a: 1}", ["callbacks.mine", "_target_"]),
+        ("+logger.mine={_target_: builtins.dict}", ["logger.mine", "Logger"]),
+        ("fit=false", ["fit=false", "ckpt_path"]),
+        ("ckpt_path=nowhere", ["ckpt_path=nowhere", "no such file"]),
+        ("ckpt_path=a=b.ckpt", ["ckpt_path=a=b.ckpt", "quote"]),
+    ],
+)
+def test_a_bad_setting(run: Run, tmp_path: Path, words: str, parts: list[str]) -> None:
+    if "data=" not in words:
+        words = f"data=digits {words}"
+    # A value of several words, as a shell would pass it.
+    split = [word.replace("~", " ") for word in words.replace(": ", ":~").split()]
+    line = one_line(run("train.py", *split))
+    for part in parts:
+        assert part in line, line
+    assert not list(tmp_path.glob("**/*.ckpt")) and not list(tmp_path.glob("**/summary.json"))
+
+
+def test_a_preset_with_a_misspelt_key(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    for name, body in {"root": "sede: 3", "nested": "data: {batch_sise: 3}"}.items():
+        (tmp_path / "conf" / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\n{body}\n")
+    more = f"hydra.searchpath=[file://{tmp_path}/conf]"
+    assert "sede" in one_line(run("train.py", more, "experiment=root"))
+    assert "did you mean batch_size" in one_line(run("train.py", more, "experiment=nested"))
+
+
+@pytest.mark.parametrize("words", [["train.py", "--help"], ["train.py", "--cfg", "job"], ["predict.py", "--help"]])
+def test_help_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
+    code = (
+        "import runpy, sys; sys.argv = sys.argv[1:]\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally: assert not {'torch', 'lightning', 'numpy'} & set(sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(ROOT / words[0]), *words[1:]]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
+    assert ended.returncode == 0, ended.stderr
+    if words == ["train.py", "--help"]:
+        assert "model: cnn, mlp" in ended.stdout and ended.stdout.count("  python train.py") == 5

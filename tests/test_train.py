@@ -1,0 +1,192 @@
+"""train.py as a user runs it, on the embedded digits."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import HAS_MNIST, MNIST_ROOT, Run, needs_mnist, one_line
+
+QUICK = ("data=digits", "trainer.max_epochs=1", "hydra.run.dir=run")
+
+
+def summary(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_a_run_learns_and_leaves_what_the_design_says(trained: Path) -> None:
+    facts = summary(trained)
+    assert facts["test/acc"] >= 0.95 and facts["val/acc"] >= 0.95
+    expected = "data model optimizer seed epochs parameters device train_seconds images_per_second val/acc val/loss "
+    expected += "test/acc test/loss best_checkpoint torch lightning git_commit"
+    assert set(expected.split()) <= set(facts)
+    assert facts["data"] == "digits" and facts["model"] == "CNN" and facts["epochs"] == 5
+    left = {path.name for path in trained.iterdir()}
+    assert {".hydra", "checkpoints", "metrics.csv", "summary.json", "samples.png", "curves.png", "train.log"} <= left
+    assert any(name.startswith("events.out.tfevents") for name in left)
+    assert {path.name for path in (trained / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+
+
+def test_the_log_has_a_line_for_each_epoch_and_no_bar(trained: Path) -> None:
+    lines = (trained.parent.parent / "log").read_text().splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["digits", "untrained", "epoch"]
+    assert len(lines) < 20
+    assert "\r" not in "".join(lines)
+
+
+def test_the_curve_starts_at_the_untrained_network(trained: Path) -> None:
+    with open(trained / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    scored = [row for row in rows if row["val/acc"]]
+    assert len(scored) == 6 and float(scored[0]["images"]) == 0
+    assert float(scored[0]["val/acc"]) < 0.3 < 0.9 < float(scored[-1]["val/acc"])
+    assert float(scored[-1]["images"]) == 5 * (1497 - 200)
+
+
+def test_the_best_checkpoint_is_tested(trained: Path) -> None:
+    with open(trained / "metrics.csv") as file:
+        validation = [float(row["val/acc"]) for row in csv.DictReader(file) if row["val/acc"]]
+    best = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["metrics"]["val/acc"] == pytest.approx(max(validation[1:]))
+    assert summary(trained)["val/acc"] == pytest.approx(max(validation[1:]), abs=1e-6)
+
+
+def test_only_testing_gives_the_same_figures(run: Run, trained: Path, tmp_path: Path) -> None:
+    ended = run("train.py", "data=digits", "fit=false", f"ckpt_path={trained}", "hydra.run.dir=tested")
+    assert ended.code == 0, ended.err
+    assert summary(tmp_path / "tested")["test/acc"] == summary(trained)["test/acc"]
+    assert not (tmp_path / "tested" / "checkpoints").exists()
+
+
+def test_a_checkpoint_is_continued(run: Run, trained: Path, tmp_path: Path) -> None:
+    words = ("train.py", "data=digits", "scheduler=none", f"ckpt_path={trained}", "hydra.run.dir=more")
+    assert "raise it to go on" in one_line(run(*words))
+    ended = run(*words, "trainer.max_epochs=6")
+    assert ended.code == 0, ended.err
+    assert "epoch 6/6" in ended.out and "epoch 5/6" not in ended.out
+    assert summary(tmp_path / "more")["epochs"] == 6
+
+
+def test_the_same_seed_gives_the_same_bits(run: Run, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        words = ("data.augment={shift: 2, rotate: 10}", "model.dropout=0.5", "trainer.max_epochs=2")
+        assert run("train.py", "data=digits", *words, f"hydra.run.dir={name}").code == 0
+    one, two = (torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("one", "two"))
+    for name, weights in one["state_dict"].items():
+        assert torch.equal(weights, two["state_dict"][name]), name
+
+
+def test_a_sweep_ends_with_a_table(run: Run, tmp_path: Path) -> None:
+    words = ("model=mlp", "optimizer=sgd", "optimizer.lr=0.1,0.001", "seed=1,2", "hydra.sweep.dir=sweep")
+    ended = run("train.py", "-m", "data=digits", "trainer.max_epochs=1", *words)
+    assert ended.code == 0, ended.err
+    rows = [line for line in ended.out.splitlines() if line.startswith("| data=digits")]
+    assert len(rows) == 2 and all(row.split("|")[2].strip() == "2" and "±" in row for row in rows)
+    assert all((tmp_path / "sweep" / str(job) / "summary.json").exists() for job in range(4))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["trainer.fast_dev_run=true"],
+        ["trainer.overfit_batches=2"],
+        ["trainer.overfit_batches=0.1"],
+        ["trainer.limit_train_batches=3", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1"],
+        ["trainer.limit_val_batches=0"],
+        ["trainer.precision=bf16-mixed", "trainer.limit_train_batches=2"],
+        ["trainer.max_steps=5"],
+        ["trainer.accumulate_grad_batches=4", "trainer.gradient_clip_val=1.0"],
+        ["trainer.val_check_interval=0.5", "trainer.num_sanity_val_steps=0"],
+        ["trainer.enable_checkpointing=false", "trainer.enable_progress_bar=false"],
+        ["trainer.max_time=00:00:10:00", "trainer.profiler=simple"],
+        ["trainer=debug"],
+        ["trainer=cpu"],
+        ["data.val_size=0"],
+        ["callbacks.samples=null", "callbacks.curves=null", "callbacks.best=null"],
+        ["logger=csv"],
+        ["logger=none"],
+        ["scheduler=cosine", "optimizer=adamw"],
+        ["scheduler=step", "optimizer=sgd"],
+    ],
+    ids=" ".join,
+)
+def test_the_trainers_arguments_and_the_groups_work(run: Run, words: list[str], tmp_path: Path) -> None:
+    ended = run("train.py", "model=mlp", *QUICK, *words)
+    assert ended.code == 0, ended.err
+    assert "Warning" not in ended.err
+    assert summary(tmp_path / "run")["test/acc"] >= 0
+
+
+def test_overfitting_sees_the_same_batches_every_epoch(run: Run, tmp_path: Path) -> None:
+    words = ("trainer.overfit_batches=1", "trainer.max_epochs=40", "optimizer.lr=0.01", "scheduler=none")
+    assert run("train.py", "model=mlp", *QUICK, *words).code == 0
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["metrics"]["train/acc"] == 1.0
+    assert last["images_seen"] == 40 * 32
+
+
+def test_nothing_is_chosen_by_the_test_images(run: Run, tmp_path: Path) -> None:
+    words = ("data.validate_on_test=true", "data.val_size=0", "optimizer.lr=0.3", "scheduler=none", "optimizer=sgd")
+    assert run("train.py", "model=mlp", *QUICK, *words, "trainer.max_epochs=4").code == 0
+    best, last = (
+        torch.load(tmp_path / "run" / "checkpoints" / f"{n}.ckpt", weights_only=True) for n in ("best", "last")
+    )
+    assert best["epoch"] == last["epoch"] == 4 - 1 or best["global_step"] == last["global_step"]
+
+
+def test_every_trainer_argument_is_in_the_configuration() -> None:
+    import inspect
+
+    from conftest import ROOT
+    from lightning import Trainer
+
+    known = set(inspect.signature(Trainer).parameters) - {"logger", "callbacks"}
+    assert set(yaml.safe_load((ROOT / "conf/trainer/default.yaml").read_text())) - {"_target_"} == known
+
+
+def test_without_mnist_the_default_run_says_so_and_trains_on_digits(run: Run, tmp_path: Path) -> None:
+    ended = run("train.py", "trainer.max_epochs=1", "hydra.run.dir=run", limit=60)
+    assert ended.code == 0, ended.err
+    assert ended.out.count("WARNING") == 1 and "1,797 embedded digits" in ended.out
+    assert summary(tmp_path / "run")["data"] == "digits"
+
+
+PRESETS = {  # parameters, and the least accuracy after one epoch of MNIST
+    "seed_mlp": (39_760, 0.90),
+    "seed_cnn": (21_840, 0.92),
+    "seed_cnn3_adam": (252_866, 0.97),
+    "seed_cnn3_sgd": (252_866, 0.975),
+    "seed_cnn3_sgd_slow": (252_866, 0.11),
+    "seed_deep_mlp": (211_140, 0.93),
+    "seed_digit_cnn": (1_007_590, 0.975),
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_runs_without_mnist(run: Run, preset: str, tmp_path: Path) -> None:
+    ended = run("train.py", f"experiment={preset}", *QUICK)
+    assert ended.code == 0, ended.err
+    facts = summary(tmp_path / "run")
+    assert facts["experiment"] == preset and facts["parameters"] == PRESETS[preset][0]
+    assert facts["val/acc"] == facts["test/acc"], "the sources score the test images every epoch"
+
+
+@needs_mnist
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_learns_mnist(run: Run, preset: str, tmp_path: Path) -> None:
+    epochs = 3 if preset == "seed_mlp" else 1
+    words = (f"experiment={preset}", f"trainer.max_epochs={epochs}", "hydra.run.dir=run")
+    ended = run("train.py", *words, MNIST_ROOT=MNIST_ROOT)
+    assert ended.code == 0, ended.err
+    facts = summary(tmp_path / "run")
+    assert facts["data"] == "mnist" and facts["test/acc"] >= PRESETS[preset][1]
+    if preset == "seed_mlp":
+        assert facts["test/acc"] == pytest.approx(0.938, abs=0.004)
+    if preset == "seed_cnn3_sgd_slow":
+        assert facts["test/acc"] < 0.9, "the author's lesson: far too small a learning rate"
+
+
+def test_mnist_is_found_or_the_skip_says_why() -> None:
+    assert HAS_MNIST or "MNIST_ROOT" in needs_mnist.kwargs["reason"]
