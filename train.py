@@ -61,7 +61,9 @@ def run(
     callbacks.log.info("%s", callbacks.header(trainer, model, data))
     if fit:
         started = perf_counter()
-        trainer.fit(model, datamodule=data, ckpt_path=start, weights_only=True)
+        trainer.ckpt_path = start
+        trainer.fit(model, datamodule=data, weights_only=True)
+        trainer.ckpt_path = None
         seconds = perf_counter() - started
         paths = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, checkpoint.Best)]
         best = next((Path(path) for path in paths if path), None)

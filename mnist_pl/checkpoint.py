@@ -1,6 +1,7 @@
 """Checkpoints: which ones a run keeps, where they are found, and reading them without trusting them."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,20 @@ class Best(ModelCheckpoint):
         if not trainer.datamodule.selects or trainer.limit_val_batches == 0:  # type: ignore[attr-defined]
             self.monitor = None
         super().setup(trainer, pl_module, stage)
+        self.continued = Path(trainer.ckpt_path) if trainer.ckpt_path else None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """A run that continues another in a folder of its own takes the other's best along, until it does better."""
+        if self.continued is None or self.dirpath is None:
+            return
+        theirs, ours = self.continued.with_name("best.ckpt"), Path(self.dirpath, "best.ckpt")
+        if theirs.is_file() and state_dict["monitor"] == self.monitor:
+            if theirs.resolve() != ours.resolve():
+                ours.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(theirs, ours)
+            paths = {"best_model_path": str(ours), "kth_best_model_path": str(ours), "dirpath": self.dirpath}
+            best = {str(ours): state_dict["best_model_score"]}
+            super().load_state_dict({**state_dict, **paths, "best_k_models": best})
 
 
 class Last(ModelCheckpoint):
@@ -33,6 +48,9 @@ class Last(ModelCheckpoint):
         super().__init__(
             dirpath, filename="last", every_n_train_steps=every_n_train_steps, enable_version_counter=False
         )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing is compared with what came before."""
 
 
 def find(path: str | os.PathLike[str] | None, name: str = "best.ckpt") -> Path:

@@ -46,6 +46,7 @@ class DigitClassifier(LightningModule):
             self.add_module(f"{stage}_loss", MeanMetric(nan_strategy="disable"))
             self.add_module(f"{stage}_acc", MulticlassAccuracy(CLASSES, average="micro", validate_args=False))
         self._unscored: list[tuple[Tensor, Tensor]] = []
+        self._lengths: list[dict[str, Any]] = []  # of the schedules in the checkpoint that was loaded
 
     def forward(self, images: Tensor) -> Tensor:  # (B, 1, 28, 28) in [0, 1] -> (B, 10) logits
         return self.net((images - self.mean) / self.std)
@@ -161,6 +162,18 @@ class DigitClassifier(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.images_seen = checkpoint["images_seen"]
+        # A schedule's position comes from the checkpoint, its length from this run, which may have more epochs.
+        lengths = ("total_steps", "_schedule_phases", "T_max")
+        schedulers = checkpoint.get("lr_schedulers", [])
+        self._lengths = [{name: state.pop(name) for name in lengths if name in state} for state in schedulers]
+
+    def on_train_start(self) -> None:
+        for config, lengths in zip(self.trainer.lr_scheduler_configs, self._lengths, strict=False):
+            scheduler: Any = config.scheduler
+            longer = any(getattr(scheduler, name) != value for name, value in lengths.items())
+            if longer and hasattr(scheduler, "_get_closed_form_lr"):  # else each rate is computed from the one before
+                for group, rate in zip(scheduler.optimizer.param_groups, scheduler._get_closed_form_lr(), strict=True):
+                    group["lr"] = rate
 
 
 class MLP(DigitClassifier):

@@ -157,7 +157,7 @@ def _odd(size: float) -> int:
 
 def _filter(ink: Ink, kernel: ImageFilter.Filter) -> Ink:
     picture = Image.fromarray((ink * 255).astype(np.uint8)).filter(kernel)
-    return np.asarray(picture, dtype=np.float32) / 255
+    return np.asarray(picture, dtype=np.float32) * np.float32(1 / 255)
 
 
 def _resize(ink: Ink, longer_side: int) -> Ink:

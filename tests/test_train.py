@@ -60,13 +60,33 @@ def test_only_testing_gives_the_same_figures(run: Run, trained: Path, tmp_path: 
     assert not (tmp_path / "tested" / "checkpoints").exists()
 
 
-def test_a_checkpoint_is_continued(run: Run, trained: Path, tmp_path: Path) -> None:
-    words = ("train.py", "data=digits", "scheduler=none", f"ckpt_path={trained}", "hydra.run.dir=more")
-    assert "raise it to go on" in one_line(run(*words))
+@pytest.mark.parametrize("scheduler", ["none", "onecycle", "cosine", "step"])
+def test_a_checkpoint_is_continued(run: Run, scheduler: str, tmp_path: Path) -> None:
+    words = ("train.py", "data=digits", "model=mlp", f"scheduler={scheduler}", "trainer.log_every_n_steps=41")
+    assert run(*words, "trainer.max_epochs=2", "hydra.run.dir=first").code == 0
+    before = summary(tmp_path / "first")
+    words = (*words, "ckpt_path=first", "hydra.run.dir=more")
+    assert "raise it to go on" in one_line(run(*words, "trainer.max_epochs=2"))
     ended = run(*words, "trainer.max_epochs=6")
-    assert ended.code == 0, ended.err
-    assert "epoch 6/6" in ended.out and "epoch 5/6" not in ended.out
-    assert summary(tmp_path / "more")["epochs"] == 6
+    assert ended.code == 0 and not ended.err, ended.err
+    assert "epoch 3/6" in ended.out and "epoch 2/6" not in ended.out
+    after = summary(tmp_path / "more")
+    assert after["epochs"] == 6 and after["val/acc"] >= before["val/acc"]
+    with open(tmp_path / "more" / "metrics.csv") as file:
+        rates = [float(row["lr"]) for row in csv.DictReader(file) if row["lr"]]
+    assert len(rates) == 4 and max(rates) > 1e-4, "the schedule is stretched, not at its end"
+
+
+def test_continuing_keeps_the_best_so_far(run: Run, tmp_path: Path) -> None:
+    words = ("train.py", "data=digits", "model=mlp", "scheduler=none", "hydra.run.dir=more", "trainer.max_epochs=4")
+    assert run("train.py", "data=digits", "model=mlp", "trainer.max_epochs=3", "hydra.run.dir=first").code == 0
+    first = torch.load(tmp_path / "first" / "checkpoints" / "last.ckpt", weights_only=True)
+    for group in first["optimizer_states"][0]["param_groups"]:
+        group["lr"] = 10.0  # ruins the network from here on
+    torch.save(first, tmp_path / "first" / "checkpoints" / "last.ckpt")
+    assert run(*words, "ckpt_path=first").code == 0
+    assert summary(tmp_path / "more")["test/acc"] == summary(tmp_path / "first")["test/acc"]
+    assert summary(tmp_path / "more")["best_checkpoint"] == "more/checkpoints/best.ckpt"
 
 
 def test_the_same_seed_gives_the_same_bits(run: Run, tmp_path: Path) -> None:
