@@ -26,9 +26,8 @@ log = logging.getLogger(__name__)
 class Progress(ProgressBar):
     """A line for each epoch, with a live bar below it on a terminal; a log file gets the lines alone."""
 
-    def __init__(self, refresh_rate: int = 20) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.refresh_rate = refresh_rate  # batches
         self.bar = tqdm(disable=True)
         self.live = sys.stderr.isatty()
         self.started = perf_counter()
@@ -47,37 +46,36 @@ class Progress(ProgressBar):
             disable=not self.live,
             leave=False,
             dynamic_ncols=True,
-            unit="batch",
+            bar_format="{desc} {percentage:3.0f}% {bar} {elapsed}<{remaining}{postfix}",
         )
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: DigitClassifier, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.live and (batch_idx + 1) % self.refresh_rate == 0:
-            self.bar.set_postfix(loss=f"{float(outputs['loss']):.3f}", refresh=False)
-            self.bar.update(self.refresh_rate)
+        if self.live:
+            self.bar.set_postfix({k: f"{v:.4g}" for k, v in pl_module.recorded.items()}, refresh=False)
+            self.bar.update()  # tqdm draws ten times a second at the most
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
-            self._say("untrained", trainer, ("val",))
+            self._say("untrained", trainer.callback_metrics)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: DigitClassifier) -> None:  # type: ignore[override]
         self.bar.close()
-        pl_module.log_dict(pl_module.scores("train"), logger=False)
         last = trainer.max_epochs if trainer.max_epochs not in (None, -1) else "?"
         name = f"epoch {trainer.current_epoch + 1}/{last}"
-        self._say(name, trainer, ("train", "val"), f"  {perf_counter() - self.started:.1f} s")
+        scores = {**trainer.callback_metrics, **pl_module.scores("train")}
+        self._say(name, scores, f"  {perf_counter() - self.started:.1f} s")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.bar.close()
 
     @rank_zero_only
-    def _say(self, name: str, trainer: Trainer, stages: tuple[str, ...], end: str = "") -> None:
-        metrics = trainer.callback_metrics
+    def _say(self, name: str, scores: dict[str, torch.Tensor], end: str = "") -> None:
         parts = [
-            f"{stage} loss {metrics[f'{stage}/loss']:.4f} acc {metrics[f'{stage}/acc']:.2%}"
-            for stage in stages
-            if f"{stage}/loss" in metrics
+            f"{stage} loss {scores[f'{stage}/loss']:.4f} acc {scores[f'{stage}/acc']:.2%}"
+            for stage in ("train", "val")
+            if f"{stage}/loss" in scores
         ]
         log.info("%s", f"{name:12}" + "  ".join(parts) + end)
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from lightning import LightningDataModule
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 from torchvision.datasets import KMNIST, MNIST, FashionMNIST
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 SOURCES: dict[str, type[MNIST]] = {"mnist": MNIST, "fashion_mnist": FashionMNIST, "kmnist": KMNIST}
 DIGITS = "digits"  # scikit-learn's 1,797 scanned digits, part of its package
 SPLIT_SEED = 0  # the validation split is the same for every run
+AT_ONCE = 1024  # training images handed to Lightning at a time, where nothing acts on single batches
 EVALUATION_BATCH = 1000
 CONNECT_SECONDS = 5.0  # to resolve a mirror's name, to connect, and between two reads
 FILE_SECONDS = 300.0  # for one file from one mirror; the largest has 10 MB
@@ -171,9 +173,35 @@ class MNISTDataModule(LightningDataModule):
         """Whether there are validation images that a choice may rest on."""
         return self.hparams["val_size"] > 0 and not self.hparams["validate_on_test"]
 
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.splits["train"][1]) // self.hparams["batch_size"])
+
+    @property
+    def batches_at_once(self) -> int:
+        """Training batches in one of Lightning's steps, whose loop costs more than a small network's arithmetic.
+
+        One, wherever something acts on each batch or counts them.
+        """
+        trainer: Any = self.trainer
+        whole_epochs = (trainer.limit_train_batches, trainer.val_check_interval) == (1.0, 1.0) and not (
+            isinstance(trainer.limit_train_batches, int) or isinstance(trainer.val_check_interval, int)
+        )
+        alone = (
+            whole_epochs
+            and trainer.max_steps == -1
+            and trainer.world_size == 1
+            and trainer.accumulate_grad_batches == 1
+            and trainer.gradient_clip_val is None
+            and "mixed" not in trainer.precision  # autocast keeps the weights that it has converted for a whole step
+            and not any(map(_acts_on_batches, trainer.callbacks))
+        )
+        return max(1, AT_ONCE // self.hparams["batch_size"]) if alone else 1
+
     def train_dataloader(self) -> Batches:
         shuffle = self.trainer is None or not self.trainer.overfit_batches  # type: ignore[attr-defined]
-        return self._batches("train", self.hparams["batch_size"], self.hparams["seed"] if shuffle else None)
+        together = 1 if self.trainer is None else self.batches_at_once
+        return self._batches("train", self.hparams["batch_size"] * together, self.hparams["seed"] if shuffle else None)
 
     def val_dataloader(self) -> Batches | list[Batches]:
         return self._evaluation("val") if len(self.splits["val"][1]) else []
@@ -198,12 +226,24 @@ class MNISTDataModule(LightningDataModule):
         self.splits[name] = images.to(device), labels.to(device)  # once; a no-op afterwards
         return Batches(self.splits[name], batch_size, seed, self.trainer.global_rank, self.trainer.world_size)
 
-    def on_after_batch_transfer(self, batch: Split, dataloader_idx: int) -> Split:  # -> (B, 1, 28, 28) in [0, 1]
+    def on_after_batch_transfer(self, batch: Split, dataloader_idx: int) -> Split | list[Split]:
+        """Images become (B, 1, 28, 28) floats in [0, 1]; in training, augmented, and a list of batches."""
         images, labels = batch
         images = to_float(images)
-        if self.augment is not None and self.trainer is not None and self.trainer.training:
+        if self.trainer is None or not self.trainer.training:
+            return images, labels
+        if self.augment is not None:
             images = self.augment(images)
-        return images, labels
+        size = self.hparams["batch_size"]
+        return list(zip(images.split(size), labels.split(size), strict=True))
+
+
+def _acts_on_batches(callback: Callback) -> bool:
+    if isinstance(callback, ModelCheckpoint):
+        return callback._every_n_train_steps > 0 or callback._train_time_interval is not None
+    hooks = ("on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward")
+    own = any(getattr(type(callback), hook) is not getattr(Callback, hook) for hook in hooks)
+    return own and not isinstance(callback, ProgressBar)
 
 
 def to_float(images: Tensor) -> Tensor:  # (B, 28, 28) uint8 -> (B, 1, 28, 28) float in [0, 1]

@@ -14,6 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 CLASSES = 10
 MEAN, STD = 0.1307, 0.3081  # of the pixels of MNIST's 60,000 training images, in [0, 1]
+Batch = tuple[Tensor, Tensor]  # images (B, 1, 28, 28) float in [0, 1], labels (B,)
 ALL_STEPS = "all_steps"  # in a scheduler's settings: the optimiser steps of the whole run
 
 
@@ -45,27 +46,58 @@ class DigitClassifier(LightningModule):
         for stage in ("train", "val", "test"):
             self.add_module(f"{stage}_loss", MeanMetric(nan_strategy="disable"))
             self.add_module(f"{stage}_acc", MulticlassAccuracy(CLASSES, average="micro", validate_args=False))
-        self._unscored: list[tuple[Tensor, Tensor]] = []
+        self.recorded: dict[str, float] = {}  # what the loggers were last given
+        self._unscored: list[tuple[Tensor, Tensor]] = []  # logits and labels
         self._lengths: list[dict[str, Any]] = []  # of the schedules in the checkpoint that was loaded
 
     def forward(self, images: Tensor) -> Tensor:  # (B, 1, 28, 28) in [0, 1] -> (B, 10) logits
         return self.net((images - self.mean) / self.std)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            self.automatic_optimization = self.trainer.datamodule.batches_at_once == 1  # type: ignore[attr-defined]
+
+    def training_step(self, batches: list[Batch], _: int) -> Tensor | None:
+        """One batch, whose loss Lightning takes a step for; or several, with a step of the optimiser for each."""
+        if self.automatic_optimization:
+            (batch,) = batches
+            return self._loss(batch)
+        optimizer: Any = self.optimizers()
+        for batch in batches:
+            loss = self._loss(batch)
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+            self._step_schedules("step")
+            self._after_step(batch)
+        return None
+
+    def _loss(self, batch: Batch) -> Tensor:
         images, labels = batch
         logits = self(images)
         # Scored many batches at a time: a metric's update costs as much as a small network's step.
         self._unscored.append((logits.detach(), labels))
         return F.cross_entropy(logits, labels)
 
-    def on_train_batch_end(self, outputs: Any, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: list[Batch], batch_idx: int) -> None:
+        if self.automatic_optimization:
+            self._after_step(batch[0])
+
+    def _after_step(self, batch: Batch) -> None:
         self.images_seen += len(batch[1]) * self.trainer.world_size
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and self.global_step % every == 0:
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             self._record({**self._score_training(), "lr": rate})
 
+    def _step_schedules(self, interval: str) -> None:
+        """Lightning does it when it takes the optimiser's steps."""
+        for config in self.trainer.lr_scheduler_configs:
+            if config.interval == interval and not self.automatic_optimization:
+                config.scheduler.step()  # type: ignore[call-arg]
+
     def on_train_epoch_end(self) -> None:
+        self._step_schedules("epoch")
         self.log_dict(self.scores("train"), logger=False)
 
     def on_train_epoch_start(self) -> None:
@@ -77,10 +109,10 @@ class DigitClassifier(LightningModule):
     def on_test_epoch_start(self) -> None:
         self._reset("test")
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
+    def validation_step(self, batch: Batch, _: int) -> None:
         self._evaluate("val", batch)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
+    def test_step(self, batch: Batch, _: int) -> None:
         self._evaluate("test", batch)
 
     def on_validation_epoch_end(self) -> None:
@@ -89,7 +121,7 @@ class DigitClassifier(LightningModule):
     def on_test_epoch_end(self) -> None:
         self._publish("test")
 
-    def predict_step(self, batch: tuple[Tensor, Tensor] | Tensor, _: int) -> Tensor:  # -> (B, 10) probabilities
+    def predict_step(self, batch: Batch | Tensor, _: int) -> Tensor:  # -> (B, 10) probabilities
         return self(batch if isinstance(batch, Tensor) else batch[0]).softmax(dim=1)
 
     def scores(self, stage: str) -> dict[str, Tensor]:
@@ -110,7 +142,7 @@ class DigitClassifier(LightningModule):
             "train/acc": self._metric("train", "acc")(logits, labels),
         }
 
-    def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
+    def _evaluate(self, stage: str, batch: Batch) -> None:
         images, labels = batch
         logits = self(images)
         self._metric(stage, "loss").update(F.cross_entropy(logits.float(), labels, reduction="none"))
@@ -123,7 +155,7 @@ class DigitClassifier(LightningModule):
 
     def _record(self, values: dict[str, Any]) -> None:
         """Hands one dict to the loggers. `self.log` would not show the untrained network, scored before epoch 1."""
-        values = {name: float(value) for name, value in values.items()}
+        self.recorded = values = {name: float(value) for name, value in values.items()}
         for logger in self.trainer.loggers:
             logger.log_metrics({**values, "epoch": self.current_epoch, "images": self.images_seen}, self.global_step)
 
@@ -150,10 +182,17 @@ class DigitClassifier(LightningModule):
             return optimizer
         settings = dict(self.hparams["scheduler"])
         interval = settings.pop("interval")
-        steps = self.trainer.estimated_stepping_batches
+        steps = self._all_steps()
         settings = {name: steps if value == ALL_STEPS else value for name, value in settings.items()}
         scheduler = instantiate(settings, optimizer=optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval}}
+
+    def _all_steps(self) -> int | float:
+        if self.automatic_optimization:
+            return self.trainer.estimated_stepping_batches
+        epochs = self.trainer.max_epochs
+        per_epoch = self.trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
+        return per_epoch * epochs if epochs is not None and epochs > 0 else float("inf")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["model"] = type(self).__name__
@@ -162,6 +201,11 @@ class DigitClassifier(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.images_seen = checkpoint["images_seen"]
+        # Lightning counts the optimiser's steps in one of two places; this run may use the other.
+        loop = checkpoint["loops"]["fit_loop"]
+        loop["epoch_loop.manual_optimization.optim_step_progress"]["total"]["completed"] = checkpoint["global_step"]
+        steps = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]
+        steps["total"]["completed"] = checkpoint["global_step"]
         # A schedule's position comes from the checkpoint, its length from this run, which may have more epochs.
         lengths = ("total_steps", "_schedule_phases", "T_max")
         schedulers = checkpoint.get("lr_schedulers", [])
