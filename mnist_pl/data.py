@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import os
 import socket
 import sys
@@ -22,6 +23,7 @@ import torch
 from filelock import FileLock
 from lightning import LightningDataModule
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 from torchvision.datasets import KMNIST, MNIST, FashionMNIST
@@ -150,13 +152,8 @@ class MNISTDataModule(LightningDataModule):
         val_size = self.hparams["val_size"]
         if len(train[1]) <= val_size:  # after a fallback: the same share of a smaller set
             val_size = round(len(train[1]) * val_size / 60_000)
-        order = torch.randperm(len(train[1]), generator=torch.Generator().manual_seed(SPLIT_SEED))
-        held_out, kept = (part.sort().values for part in order.split([val_size, len(order) - val_size]))
-        self.splits = {
-            "train": (train[0][kept], train[1][kept]) if val_size else train,
-            "val": test if self.hparams["validate_on_test"] else (train[0][held_out], train[1][held_out]),
-            "test": test,
-        }
+        kept, held_out = _hold_out(train, val_size)
+        self.splits = {"train": kept, "val": test if self.hparams["validate_on_test"] else held_out, "test": test}
 
     def _read(self) -> tuple[Split, Split]:
         if self.dataset != DIGITS:
@@ -238,6 +235,22 @@ class MNISTDataModule(LightningDataModule):
         return list(zip(images.split(size), labels.split(size), strict=True))
 
 
+def _hold_out(split: Split, count: int) -> tuple[Split, Split]:
+    """What is kept, and `count` random ones, as views of `split`: in it, the random ones change places with the last.
+
+    A copy of the kept ones would take as long as reading the files, and as much memory.
+    """
+    images, labels = split
+    border = len(labels) - count
+    chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SPLIT_SEED))[:count]
+    is_chosen = torch.zeros(len(labels), dtype=torch.bool)
+    is_chosen[chosen] = True
+    leaving, staying = is_chosen[:border].nonzero()[:, 0], (~is_chosen[border:]).nonzero()[:, 0] + border
+    for part in split:
+        part[torch.cat([leaving, staying])] = part[torch.cat([staying, leaving])]
+    return (images[:border], labels[:border]), (images[border:], labels[border:])
+
+
 def _acts_on_batches(callback: Callback) -> bool:
     if isinstance(callback, ModelCheckpoint):
         return callback._every_n_train_steps > 0 or callback._train_time_interval is not None
@@ -275,7 +288,7 @@ def _check(path: Path, md5: str) -> OSError | None:
             if hashlib.md5(path.read_bytes()).hexdigest() != md5:
                 return OSError(f"{path} is damaged: its MD5 checksum is not {md5}")
         elif path.with_suffix("").exists():
-            _idx(path.with_suffix("").read_bytes(), path.with_suffix(""))
+            _idx(np.fromfile(path.with_suffix(""), np.uint8), path.with_suffix(""))
         else:
             return FileNotFoundError(path.name)
     except OSError as error:
@@ -289,23 +302,32 @@ def read(dataset: str, folder: Path) -> tuple[Split, Split]:
     def load(name: str) -> Tensor:
         path = folder / name
         if path.exists():
-            return _idx(zlib.decompress(path.read_bytes(), wbits=31), path)
-        return _idx(path.with_suffix("").read_bytes(), path.with_suffix(""))
+            return _idx(_inflate(path.read_bytes()), path)
+        return _idx(np.fromfile(path.with_suffix(""), np.uint8), path.with_suffix(""))
 
-    with ThreadPoolExecutor() as pool:  # zlib releases the interpreter lock
-        names = [name for name, _ in SOURCES[dataset].resources]
-        train_images, train_labels, test_images, test_labels = pool.map(load, names)
+    train_images, train_labels, test_images, test_labels = (load(name) for name, _ in SOURCES[dataset].resources)
     return (train_images, train_labels.long()), (test_images, test_labels.long())
 
 
-def _idx(content: bytes, path: Path) -> Tensor:
+def _inflate(packed: bytes) -> NDArray[np.uint8]:
+    """Of a whole .gz file; its last four bytes give the size. In pieces, so that no second copy is ever in memory."""
+    content = np.empty(int.from_bytes(packed[-4:], "little"), np.uint8)
+    inflater, end, piece = zlib.decompressobj(wbits=31), 0, 1 << 16
+    for start in range(0, len(packed), piece):
+        out = inflater.decompress(packed[start : start + piece])
+        content[end : end + len(out)] = np.frombuffer(out, np.uint8)
+        end += len(out)
+    return content
+
+
+def _idx(content: NDArray[np.uint8], path: Path) -> Tensor:
     """Reads the IDX format: two zero bytes, type 8 (uint8), number of dimensions, each as a big-endian int32, data."""
-    dims = content[3] if len(content) > 3 else 0
-    shape = np.frombuffer(content[4 : 4 + 4 * dims], dtype=">i4").tolist()
-    if content[:3] != b"\0\0\x08" or len(shape) != dims or len(content) != 4 + 4 * dims + int(np.prod(shape)):
+    dims = int(content[3]) if len(content) > 3 else 0
+    start = 4 + 4 * dims
+    shape = content[4:start].view(">i4").tolist() if len(content) >= start else []
+    if content[:3].tolist() != [0, 0, 8] or not shape or len(content) != start + math.prod(shape):
         raise OSError(f"{path} is damaged: it is not a whole IDX file")
-    data = np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * dims)
-    return torch.from_numpy(data.reshape(shape).copy())
+    return torch.from_numpy(content[start:]).view(shape)
 
 
 def embedded_digits() -> tuple[Split, Split]:
