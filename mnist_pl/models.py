@@ -238,6 +238,7 @@ class CNN(DigitClassifier):
         self,
         channels: Sequence[int] = (24, 48),
         kernel_sizes: Sequence[int] = (5, 3),
+        strides: Sequence[int] = (1, 1),
         pools: Sequence[int] = (2, 2),
         padding: int = 0,
         channel_dropout: Sequence[float] = (0.0, 0.0),
@@ -246,7 +247,12 @@ class CNN(DigitClassifier):
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
-        per_layer = {"kernel_sizes": kernel_sizes, "pools": pools, "channel_dropout": channel_dropout}
+        per_layer = {
+            "kernel_sizes": kernel_sizes,
+            "strides": strides,
+            "pools": pools,
+            "channel_dropout": channel_dropout,
+        }
         for name, values in per_layer.items():
             if len(values) != len(channels):
                 raise ValueError(
@@ -254,14 +260,16 @@ class CNN(DigitClassifier):
                 )
         layers: list[nn.Module] = []
         size, depth = 28, 1
-        for width, kernel, pool, drop in zip(channels, kernel_sizes, pools, channel_dropout, strict=True):
-            size = (size + 2 * padding - kernel + 1) // pool
+        for width, kernel, stride, pool, drop in zip(channels, *per_layer.values(), strict=True):
+            for name, value in {"channels": width, "kernel_sizes": kernel, "strides": stride, "pools": pool}.items():
+                _check_whole(name, value)
+            size = ((size + 2 * padding - kernel) // stride + 1) // pool
             if size < 1:
                 raise ValueError(
-                    f"model.kernel_sizes={list(kernel_sizes)} and model.pools={list(pools)} "
-                    f"leave nothing of 28x28 pixels; take smaller or fewer ones"
+                    f"model.kernel_sizes={list(kernel_sizes)}, model.strides={list(strides)} and "
+                    f"model.pools={list(pools)} leave nothing of 28x28 pixels; take smaller or fewer ones"
                 )
-            layers += [nn.Conv2d(depth, _whole("channels", width), kernel, padding=padding)]
+            layers += [nn.Conv2d(depth, width, kernel, stride, padding)]
             layers += [nn.Dropout2d(drop)] if drop else []
             layers += [nn.MaxPool2d(pool)] if pool > 1 else []
             layers += [nn.ReLU()]
@@ -273,13 +281,13 @@ class CNN(DigitClassifier):
 def _dense(inputs: int, hidden: Sequence[int], dropout: float) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for width in hidden:
-        layers += [nn.Linear(inputs, _whole("hidden", width)), nn.ReLU()]
+        _check_whole("hidden", width)
+        layers += [nn.Linear(inputs, width), nn.ReLU()]
         layers += [nn.Dropout(dropout)] if dropout else []
         inputs = width
     return [*layers, nn.Linear(inputs, CLASSES)]
 
 
-def _whole(name: str, value: Any) -> int:
+def _check_whole(name: str, value: Any) -> None:
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"model.{name} must hold positive whole numbers, got {value!r}")
-    return value

@@ -26,7 +26,7 @@ class Report(Callback):
 def read(folder: Path) -> list[dict[str, Any]]:
     """The summaries below a folder, each with what was said on its command line under `choice` (the seed left out)."""
     runs = []
-    for path in sorted(folder.glob("**/summary.json")):
+    for path in sorted(folder.glob("**/summary.json"), key=lambda path: path.stat().st_mtime):
         overrides = path.parent / ".hydra" / "overrides.yaml"
         said = [str(word) for word in OmegaConf.load(overrides)] if overrides.exists() else []
         choice = " ".join(word for word in said if not word.startswith(("seed=", "sweep=")))
@@ -35,25 +35,27 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def table(runs: list[dict[str, Any]]) -> list[str]:
-    """Rows of Markdown: mean and standard deviation over the seeds of each choice, best first in a sweep."""
+    """Rows of Markdown: mean ± standard deviation over the seeds of each choice."""
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for run in runs:
         groups[run["choice"]].append(run)
-    claimed = any(run.get("claim") is not None for run in runs)
-    head = ["choice", "seeds", "epochs", "val acc %", "test acc %", "test loss", "seconds in fit"]
-    rows = [head[:4] + ["claimed %"] * claimed + head[4:]]
-    for choice, group in groups.items():
-        claim = group[0].get("claim")
-        rows.append(
-            [choice, str(len(group)), str(group[0]["epochs"]), _spread(group, "val/acc", 100, 2)]
-            + [("–" if claim is None else f"{claim:g}")] * claimed
-            + [_spread(group, "test/acc", 100, 2), _spread(group, "test/loss", 1, 4)]
-            + [_spread(group, "train_seconds", 1, 1)]
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
+    columns = {
+        "choice": lambda group: group[0]["choice"],
+        "seeds": lambda group: str(len(group)),
+        "epochs": lambda group: str(group[0]["epochs"]),
+        "val acc %": lambda group: _spread(group, "val/acc", 100, 2),
+        "claimed %": lambda group: "–" if group[0].get("claim") is None else f"{group[0]['claim']:g}",
+        "test acc %": lambda group: _spread(group, "test/acc", 100, 2),
+        "test loss": lambda group: _spread(group, "test/loss", 1, 4),
+        "seconds in fit": lambda group: _spread(group, "train_seconds", 1, 1),
+    }
+    if all(run.get("claim") is None for run in runs):
+        del columns["claimed %"]
+    if all(run["val/acc"] == run["test/acc"] for run in runs):  # presets that validate on the test images
+        del columns["val acc %"]
+    rows = [list(columns), *([cell(group) for cell in columns.values()] for group in groups.values())]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(columns))]
+    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return lines
 
