@@ -38,6 +38,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from mnist_pl import data
+from mnist_pl.callbacks import Progress
 from mnist_pl.config import build
 
 ROOT = Path(__file__).parent.parent
@@ -164,7 +165,7 @@ class Bench:
         if more is not None:
             trainer.callbacks.append(more)  # type: ignore[attr-defined]
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if type(callback).__name__ == "Progress":
+            if isinstance(callback, Progress):
                 callback.live = True
         with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
             seconds = timed(lambda: trainer.fit(model, datamodule=module))

@@ -128,7 +128,7 @@ class MetricsCSV(Logger):
 class Samples(Callback):
     """`samples.png`: ten training images with their labels, also in TensorBoard."""
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         from mnist_pl import plots  # matplotlib takes a second to import
 
         images, labels = trainer.datamodule.splits["train"]  # type: ignore[attr-defined]
@@ -138,7 +138,7 @@ class Samples(Callback):
 class Curves(Callback):
     """`curves.png`: loss and accuracy against the training examples seen, from the rows of metrics.csv."""
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         from mnist_pl import plots
 
         rows = [row for logger in trainer.loggers if isinstance(logger, MetricsCSV) for row in logger.rows]

@@ -146,8 +146,12 @@ class MNISTDataModule(LightningDataModule):
             log.warning("WARNING: training on scikit-learn's 1,797 embedded digits instead: %s", error)
 
     def setup(self, stage: str) -> None:
-        if self.splits:
-            return
+        if not self.splits:
+            self._split()
+        if self.trainer is not None and not len(self.splits["val"][1]):
+            self.trainer.limit_val_batches = 0  # else Lightning warns of an empty loader
+
+    def _split(self) -> None:
         train, test = self._read()
         val_size = self.hparams["val_size"]
         if len(train[1]) <= val_size:  # after a fallback: the same share of a smaller set
@@ -200,8 +204,8 @@ class MNISTDataModule(LightningDataModule):
         together = 1 if self.trainer is None else self.batches_at_once
         return self._batches("train", self.hparams["batch_size"] * together, self.hparams["seed"] if shuffle else None)
 
-    def val_dataloader(self) -> Batches | list[Batches]:
-        return self._evaluation("val") if len(self.splits["val"][1]) else []
+    def val_dataloader(self) -> Batches:
+        return self._evaluation("val")
 
     def test_dataloader(self) -> Batches:
         return self._evaluation("test")

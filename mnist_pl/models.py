@@ -36,12 +36,15 @@ class DigitClassifier(LightningModule):
         scheduler: dict[str, Any] | None = None,
         mean: float = MEAN,
         std: float = STD,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         if not std > 0:
             raise ValueError(f"model.std must be positive, got {std!r}")
-        self.mean, self.std = mean, std
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"model.label_smoothing must be from 0 up to but not 1, got {label_smoothing!r}")
+        self.mean, self.std, self.label_smoothing = mean, std, label_smoothing
         self.images_seen = 0  # training images, over all processes and epochs
         for stage in ("train", "val", "test"):
             self.add_module(f"{stage}_loss", MeanMetric(nan_strategy="disable"))
@@ -77,7 +80,7 @@ class DigitClassifier(LightningModule):
         logits = self(images)
         # Scored many batches at a time: a metric's update costs as much as a small network's step.
         self._unscored.append((logits.detach(), labels))
-        return F.cross_entropy(logits, labels)
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
     def on_train_batch_end(self, outputs: Any, batch: list[Batch], batch_idx: int) -> None:
         if self.automatic_optimization:
@@ -174,6 +177,9 @@ class DigitClassifier(LightningModule):
         rate = settings.get("lr")
         if not isinstance(rate, int | float) or isinstance(rate, bool) or not rate > 0:
             raise ValueError(f"optimizer.lr must be a positive number, got {rate!r}")
+        if settings.get("fused", False) is None:  # the same arithmetic in one pass: a fifth of an epoch of Adam
+            scaled = self._trainer is not None and self.trainer.precision == "16-mixed"  # cannot be clipped if fused
+            settings = {**settings, "fused": self.device.type in ("cpu", "cuda") and not scaled}
         return instantiate(settings, params=self.parameters())
 
     def configure_optimizers(self) -> Any:
@@ -229,7 +235,7 @@ class MLP(DigitClassifier):
 
 
 class CNN(DigitClassifier):
-    """Convolutions, each followed by channel dropout, maximum pooling and ReLU; then fully connected layers.
+    """Convolutions, each with channel dropout, maximum pooling, batch norm and ReLU; then fully connected layers.
 
     Pooling comes before ReLU: the same function, since both are monotone, and less work.
     """
@@ -242,6 +248,7 @@ class CNN(DigitClassifier):
         pools: Sequence[int] = (2, 2),
         padding: int = 0,
         channel_dropout: Sequence[float] = (0.0, 0.0),
+        batch_norm: bool = False,
         hidden: Sequence[int] = (200,),
         dropout: float = 0.0,
         **shared: Any,
@@ -272,6 +279,7 @@ class CNN(DigitClassifier):
             layers += [nn.Conv2d(depth, width, kernel, stride, padding)]
             layers += [nn.Dropout2d(drop)] if drop else []
             layers += [nn.MaxPool2d(pool)] if pool > 1 else []
+            layers += [nn.BatchNorm2d(width)] if batch_norm else []
             layers += [nn.ReLU()]
             depth = width
         layers += [nn.Flatten(), *_dense(depth * size * size, hidden, dropout)]
