@@ -1,9 +1,11 @@
 """The schema of the two commands, and the door where configuration stops. Imports nothing heavy: --help is quick."""
 
+import ctypes
 import difflib
 import inspect
 import logging
 import os
+import platform
 import sys
 import warnings
 from collections.abc import Iterator
@@ -74,6 +76,7 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
     from lightning.pytorch.loggers import Logger
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    _keep_freed_memory()
     if not 0 <= cfg.seed < 2**32:
         raise ValueError(f"seed must be a whole number from 0 to {2**32 - 1}, got {cfg.seed}")
     seed_everything(cfg.seed, workers=True, verbose=False)
@@ -94,6 +97,18 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
     loggers = _make_all(cfg.logger, "logger", Logger)
     trainer = make(cfg.trainer, "trainer", callbacks=callbacks, logger=loggers or False)
     return data, model, trainer
+
+
+def _keep_freed_memory() -> None:
+    """Has glibc reuse the memory of a step's activations in the next, rather than ask the system for it each time.
+
+    By default it hands blocks of megabytes back at once, and their pages are cleared anew for each use: up to a third
+    of a CNN's step on a CPU. The numbers of the two parameters are those of glibc's malloc.h.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD, in bytes
+        libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
 
 
 def make(node: Any, name: str, **more: Any) -> Any:

@@ -36,7 +36,7 @@ SOURCES: dict[str, type[MNIST]] = {"mnist": MNIST, "fashion_mnist": FashionMNIST
 DIGITS = "digits"  # scikit-learn's 1,797 scanned digits, part of its package
 SPLIT_SEED = 0  # the validation split is the same for every run
 AT_ONCE = 1024  # training images handed to Lightning at a time, where nothing acts on single batches
-EVALUATION_BATCH = 1000
+EVALUATION_BATCH = 250  # small enough for the activations to stay in a processor's cache
 CONNECT_SECONDS = 5.0  # to resolve a mirror's name, to connect, and between two reads
 FILE_SECONDS = 300.0  # for one file from one mirror; the largest has 10 MB
 
