@@ -2,6 +2,7 @@
 
 import csv
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 DRAWN = 20  # test images in the grid
 SHEET = 100  # pictures on the contact sheet
+TOGETHER = 500  # pictures read before the network gets them
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="predict")
@@ -75,31 +77,40 @@ def read_pictures(model: "DigitClassifier", source: str, folder: Path) -> bool:
 
     from mnist_pl import pictures, plots
 
-    names, seen, failed = [], [], 0
-    for path in pictures.find_pictures(source):
-        try:
-            seen.append(pictures.read_picture(path))
-            names.append(str(path))
-        except ValueError as error:
-            failed += 1
-            print(f"error: {printable(str(error))}", file=sys.stderr)
-    if not seen:
+    paths = pictures.find_pictures(source)
+    names: list[str] = []
+    parts: list[np.ndarray] = []
+    answered: list[Future[tuple[Tensor, Tensor]]] = []
+    failed = 0
+    with ThreadPoolExecutor(1) as network:  # it answers while the next pictures are decoded
+        for start in range(0, len(paths), TOGETHER):
+            images, readable, errors = pictures.read_pictures(paths[start : start + TOGETHER])
+            failed += len(errors)
+            for error in errors:
+                print(f"error: {printable(error)}", file=sys.stderr)
+            if readable:
+                names += readable
+                parts.append(images)
+                answered.append(network.submit(answers, model, torch.from_numpy(images)))
+    if not names:
         return False
-    images = np.stack(seen)
-    confidences, guesses = (part.tolist() for part in answers(model, torch.from_numpy(images)))
-    width = max(len(printable(name)) for name in names)
-    print(f"{'file':{width}}  digit  confidence")
-    for name, guess, confidence in zip(names, guesses, confidences, strict=True):
-        print(f"{printable(name):{width}}  {guess:>5}  {confidence:>10.1%}")
+    confidences: list[float] = []
+    guesses: list[int] = []
+    for part in answered:
+        values, digits = part.result()
+        confidences += values.tolist()
+        guesses += digits.tolist()
+    shown = [printable(name) for name in names]
+    width = max(map(len, shown))
+    lines = [f"{n:{width}}  {g:>5}  {c:>10.1%}" for n, g, c in zip(shown, guesses, confidences, strict=True)]
+    print("\n".join([f"{'file':{width}}  digit  confidence", *lines]))
     with open(folder / "predictions.csv", "w", newline="", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "digit", "confidence"])
         writer.writerows(zip(names, guesses, (f"{c:.6f}" for c in confidences), strict=True))
-    titles = [
-        f"{printable(Path(name).name)[:12]}\n{guess}  {c:.0%}"
-        for name, guess, c in zip(names, guesses, confidences, strict=True)
-    ]
-    sheet = plots.save(plots.grid(images[:SHEET], titles[:SHEET]), folder / "seen.png")
+    rows = zip(names[:SHEET], guesses, confidences, strict=False)
+    titles = [f"{printable(Path(name).name)[:14]}\n{guess}  {confidence:.0%}" for name, guess, confidence in rows]
+    sheet = plots.save(plots.grid(np.concatenate(parts)[:SHEET], titles), folder / "seen.png")
     print(f"answers in {near(folder / 'predictions.csv')}, what the network saw in {near(sheet)}")
     return not failed
 

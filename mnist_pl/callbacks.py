@@ -10,13 +10,16 @@ from time import perf_counter
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
 from tqdm import tqdm
 
+from mnist_pl import plots
 from mnist_pl.data import MNISTDataModule
 from mnist_pl.models import DigitClassifier
 
@@ -129,8 +132,6 @@ class Samples(Callback):
     """`samples.png`: ten training images with their labels, also in TensorBoard."""
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        from mnist_pl import plots  # matplotlib takes a second to import
-
         images, labels = trainer.datamodule.splits["train"]  # type: ignore[attr-defined]
         _draw(trainer, "samples", plots.grid(images[:10].cpu().numpy(), [str(int(label)) for label in labels[:10]]))
 
@@ -139,8 +140,6 @@ class Curves(Callback):
     """`curves.png`: loss and accuracy against the training examples seen, from the rows of metrics.csv."""
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        from mnist_pl import plots
-
         rows = [row for logger in trainer.loggers if isinstance(logger, MetricsCSV) for row in logger.rows]
         if rows:
             data: MNISTDataModule = trainer.datamodule  # type: ignore[attr-defined]
@@ -149,13 +148,12 @@ class Curves(Callback):
 
 
 @rank_zero_only
-def _draw(trainer: Trainer, name: str, figure: Any) -> None:
-    from mnist_pl import plots
-
-    plots.save(figure, Path(trainer.default_root_dir, f"{name}.png"))
+def _draw(trainer: Trainer, name: str, picture: Any) -> None:
+    path = plots.save(picture, Path(trainer.default_root_dir, f"{name}.png"))
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_figure(name, figure, trainer.global_step)
+            pixels = np.asarray(Image.open(path).convert("RGB"))
+            logger.experiment.add_image(name, pixels, trainer.global_step, dataformats="HWC")
 
 
 def header(trainer: Trainer, model: DigitClassifier, data: MNISTDataModule) -> str:

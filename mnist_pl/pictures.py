@@ -6,7 +6,7 @@ what a scanner of forms did not need: polarity, paper that is not white, and pen
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,26 +45,47 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in names if Path(name).suffix.lower() in SUFFIXES)
 
 
-def read_picture(path: str | os.PathLike[str]) -> Gray:  # -> (28, 28), light ink on 0
-    """Raises ValueError, saying why, where the file is not a readable picture or shows nothing."""
+def read_pictures(paths: Sequence[str | os.PathLike[str]]) -> tuple[Gray, list[str], list[str]]:
+    """-> (N, 28, 28), light ink on 0, of the pictures that can be read; their paths; a line for each of the others."""
+    whole: list[Gray] = []
+    names, errors = [], []
+    for path in paths:
+        try:
+            gray = _load(path)
+            # MNIST's own size is looked at for many at a time: ten thousand such digits are no rare folder.
+            whole.append(gray if gray.shape == (SIDE, SIDE) else prepare(gray))
+            names.append(os.fspath(path))
+        except ValueError as error:
+            errors.append(f"{os.fspath(path)}: {error}")
+    images = np.stack(whole) if whole else np.empty((0, SIDE, SIDE), np.uint8)
+    bad = set()
+    for index in np.flatnonzero(~_is_prepared(images)):
+        try:
+            images[index] = prepare(images[index])
+        except ValueError as error:
+            errors.append(f"{names[index]}: {error}")
+            bad.add(index)
+    kept = [index for index in range(len(names)) if index not in bad]
+    return images[kept], [names[index] for index in kept], errors
+
+
+def _load(path: str | os.PathLike[str]) -> Gray:
+    """(H, W). Raises ValueError where the file is not a readable picture."""
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as picture:
             picture.draft("L", (2 * WORKING, 2 * WORKING))  # lets the JPEG decoder skip what would be thrown away
-            gray = _gray(picture)
+            return _gray(picture)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = "not a PNG or JPEG picture" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise ValueError(f"{path}: {reason}") from None
-    try:
-        return prepare(gray)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(reason) from None
 
 
 def _gray(picture: Image.Image) -> Gray:
     """(H, W) luminance, turned as the camera was held; transparent parts become paper in contrast to the ink."""
     if picture.mode.startswith("I"):  # 16 bits a pixel; convert("L") would clip it
         return (np.asarray(picture, dtype=np.float32) / 257).clip(0, 255).astype(np.uint8)
-    picture = ImageOps.exif_transpose(picture)
+    if picture.format == "JPEG" or "exif" in picture.info:
+        picture = ImageOps.exif_transpose(picture)
     if picture.mode == "L" and "transparency" not in picture.info:
         return np.asarray(picture)
     gray, alpha = picture.convert("RGBA").convert("LA").split()
@@ -78,20 +99,21 @@ def _gray(picture: Image.Image) -> Gray:
 
 def prepare(gray: Gray) -> Gray:  # (H, W) -> (28, 28), light ink on 0
     """Raises ValueError where the picture shows nothing."""
-    if gray.shape == (SIDE, SIDE) and _is_prepared(gray):
-        return gray
     ink = _stretch(_resize(_crop(_ink(gray)), WORKING))
     ink = _crop(_mend_strokes(ink), floor=0.05)
     return centre_by_mass(_stretch(_resize(ink, BOX)) * 255)
 
 
-def _is_prepared(gray: Gray) -> bool:
-    """Whether a 28x28 picture is in MNIST's form: ink in a 20x20 box on plain 0, its centre of mass at the centre."""
-    rows, columns = np.flatnonzero(gray.max(axis=1)), np.flatnonzero(gray.max(axis=0))
-    if len(rows) == 0:
-        return False
-    tall, wide = rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1
-    return max(tall, wide) in (BOX - 1, BOX) and bool(np.abs(_centre_of_mass(gray) - CENTRE).max() <= 1)
+def _is_prepared(images: Gray) -> NDArray[np.bool_]:  # (N, 28, 28) -> (N,)
+    """Which are in MNIST's form already: ink in a box of 20x20 on plain 0, its centre of mass at the centre."""
+    sides, centres = [], []
+    for axis in (1, 2):  # the profile over the columns, then over the rows
+        profile = images.sum(axis=axis, dtype=np.int64)  # (N, 28)
+        inked = profile > 0
+        sides.append(SIDE - inked.argmax(axis=1) - inked[:, ::-1].argmax(axis=1))
+        centres.append(profile @ np.arange(SIDE) / np.maximum(profile.sum(axis=1), 1))
+    side = np.maximum(*sides)
+    return (side >= BOX - 1) & (side <= BOX) & (np.abs(np.stack(centres) - CENTRE).max(axis=0) <= 1)
 
 
 def _ink(gray: Gray) -> Ink:  # -> (H, W) in [0, 1]: how far each pixel is from the paper, on the ink's side of it

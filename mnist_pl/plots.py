@@ -3,32 +3,44 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure  # not pyplot: no global state, no display
-from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart by colour-blind people too.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
 
 
-def grid(images: NDArray[np.uint8], titles: Sequence[str], wrong: Sequence[bool] | None = None) -> Figure:
-    """Images (N, 28, 28) with a title each, red where `wrong`."""
+def grid(images: NDArray[np.uint8], titles: Sequence[str], wrong: Sequence[bool] | None = None) -> Image.Image:
+    """Images (N, 28, 28), dark on white, with a title of one or two lines each, red where `wrong`."""
     columns = min(len(images), 5 if len(images) <= 20 else 10)
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.15 * columns, 1.4 * rows), layout="constrained")
-    for number, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        axes.axis("off")
-        if number < len(images):
-            axes.imshow(images[number], cmap="gray_r", vmin=0, vmax=255)
-            axes.set_title(titles[number], fontsize=9, color=RED if wrong is not None and wrong[number] else "black")
-    return figure
+    font = ImageFont.load_default(13)
+    lines = max(title.count("\n") for title in titles) + 1
+    wide, side, head = 120, 28 * 3, 18 * lines + 4
+    sheet = Image.new("RGB", (wide * columns, (head + side + 10) * rows), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (image, title) in enumerate(zip(images, titles, strict=True)):
+        left, top = number % columns * wide, number // columns * (head + side + 10)
+        color = RED if wrong is not None and wrong[number] else "black"
+        place = (left + wide / 2, top + head - 2)
+        draw.multiline_text(place, title, color, font, anchor="md", align="center")
+        sheet.paste(
+            Image.fromarray(255 - image).resize((side, side), Image.Resampling.NEAREST), (left + 18, top + head)
+        )
+    return sheet
 
 
-def curves(rows: Sequence[dict[str, float]], title: str, held_out: str = "validation") -> Figure:
+def curves(rows: Sequence[dict[str, float]], title: str, held_out: str = "validation") -> "Figure":
     """Training loss (line) against the training examples seen, with the held-out loss of each epoch (dots)."""
+    from matplotlib.figure import Figure  # not pyplot: no global state, no display
+    from matplotlib.ticker import FuncFormatter
+
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, name, label in zip(figure.subplots(1, 2), ("loss", "acc"), ("cross entropy", "accuracy"), strict=True):
         seen, values = _column(rows, f"train/{name}")
@@ -56,9 +68,12 @@ def _thousands(value: float, _: Any) -> str:
     return f"{value / 1000:,.0f}k" if value else "0"
 
 
-def save(figure: Figure, path: Path) -> Path:
+def save(picture: "Figure | Image.Image", path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+    if isinstance(picture, Image.Image):
+        picture.save(path)
+    else:
+        picture.savefig(path, dpi=120, metadata={"Software": None})
     return path
 
 
