@@ -1,13 +1,14 @@
 """The speed figures of the README, side by side in one run, on an idle machine: `python -m mnist_pl.benchmark`.
 
 Ours runs as people run it: metrics, progress bar, TensorBoard, checkpoints and validation on. The yardsticks are the
-recipes of the published scripts, written as plainly as their authors wrote them and as fast as those choices allow.
-Epochs of ours and of the yardstick alternate; the first of each is warm-up and left out.
+recipes of the published scripts, as plain as their authors wrote them and as fast as those choices allow, each in a
+process of its own. Epochs of ours and of the yardstick alternate; the first of each is warm-up and left out.
 """
 
 import argparse
 import json
 import logging
+import multiprocessing
 import os
 import platform
 import statistics
@@ -18,6 +19,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -33,7 +35,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from omegaconf import open_dict
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
@@ -70,8 +72,9 @@ def peer_cnn() -> nn.Module:
 class BareLoop:
     """An epoch of a plain loop over tensors in memory, normalised beforehand."""
 
-    def __init__(self, images: Tensor, labels: Tensor, batch_size: int, mean: float, std: float) -> None:
-        self.images, self.labels = (data.to_float(images) - mean) / std, labels
+    def __init__(self, root: Path, batch_size: int, mean: float, std: float) -> None:
+        source = torchvision.datasets.MNIST(root)
+        self.images, self.labels = (source.data.unsqueeze(1) / 255 - mean) / std, source.targets
         self.batch_size = batch_size
 
     def epoch(self, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Any = None) -> None:
@@ -85,17 +88,73 @@ class BareLoop:
                 schedule.step()
 
 
-def image_by_image(root: Path, batch_size: int, mean: float, std: float) -> DataLoader:
-    """The sources' pipeline: torchvision's data set, transformed one image at a time."""
-    steps = transforms.Compose([transforms.ToTensor(), transforms.Normalize((mean,), (std,))])
-    return DataLoader(torchvision.datasets.MNIST(root, transform=steps), batch_size, shuffle=True)
+class SourceLoop:
+    """An epoch of the sources' pipeline: torchvision's data set, transformed one image at a time."""
+
+    def __init__(self, root: Path, batch_size: int, mean: float, std: float) -> None:
+        steps = transforms.Compose([transforms.ToTensor(), transforms.Normalize((mean,), (std,))])
+        self.loader = DataLoader(torchvision.datasets.MNIST(root, transform=steps), batch_size, shuffle=True)
+
+    def epoch(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for images, labels in self.loader:
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), labels).backward()
+            optimizer.step()
 
 
-def loader_epoch(loader: DataLoader, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    for images, labels in loader:
-        optimizer.zero_grad()
-        F.cross_entropy(model(images), labels).backward()
-        optimizer.step()
+def mlp_epochs(root: Path, kind: type[BareLoop] | type[SourceLoop]) -> Callable[[], None]:
+    model = seed_mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.5)
+    return partial(kind(root, 64, 0.1307, 0.3081).epoch, model, optimizer)
+
+
+def cnn_epochs(root: Path, kind: type[BareLoop] | type[SourceLoop]) -> Callable[[], None]:
+    model = seed_cnn3()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
+    return partial(kind(root, 200, 0.5, 0.5).epoch, model, optimizer)
+
+
+def peer_runs(root: Path) -> Callable[[], None]:
+    loop = BareLoop(root, 256, 0.1307, 0.3081)
+
+    def run() -> None:
+        model = peer_cnn()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01, betas=(0.7, 0.9))
+        steps = -(-len(loop.labels) // 256)
+        loop.epoch(model, optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=steps))
+
+    return run
+
+
+class Yardstick:
+    """Runs in a process of its own, as its author ran it: what ours does to its own process is not lent to it.
+
+    Each call runs it once and gives the seconds that it took.
+    """
+
+    def __init__(self, make: Callable[..., Callable[[], None]], *arguments: Any) -> None:
+        processes = multiprocessing.get_context("spawn")
+        self.connection, theirs = processes.Pipe()
+        self.process = processes.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
+        self.process.start()
+
+    def __call__(self) -> float:
+        self.connection.send("go")
+        return self.connection.recv()
+
+    def close(self) -> None:
+        self.connection.close()
+        self.process.join()
+
+
+def _serve(connection: Connection, make: Callable[..., Callable[[], None]], arguments: tuple) -> None:
+    run = make(*arguments)
+    while True:
+        try:
+            connection.recv()
+        except EOFError:
+            return
+        connection.send(timed(run))
 
 
 def timed(function: Callable[[], Any]) -> float:
@@ -105,9 +164,9 @@ def timed(function: Callable[[], Any]) -> float:
 
 
 class Alternate(Callback):
-    """Times each epoch of ours, from its start to the next one's, with an epoch of the yardstick in between."""
+    """Times each epoch of ours, from its start to the next one's, with a run of the yardstick in between."""
 
-    def __init__(self, yardstick: Callable[[], Any]) -> None:
+    def __init__(self, yardstick: Yardstick) -> None:
         self.yardstick = yardstick
         self.ours: list[float] = []
         self.theirs: list[float] = []
@@ -116,7 +175,7 @@ class Alternate(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.started is not None:
             self.ours.append(perf_counter() - self.started)
-        self.theirs.append(timed(self.yardstick))
+        self.theirs.append(self.yardstick())
         self.started = perf_counter()
 
 
@@ -172,46 +231,36 @@ class Bench:
         trainer.test(model, datamodule=module, verbose=False)
         return seconds, float(trainer.callback_metrics["test/acc"])
 
-    def epochs(self, preset: str, yardstick: Callable[[], Any], repeats: int = REPEATS) -> Times:
+    def epochs(self, preset: str, yardstick: Yardstick) -> Times:
         alternate = Alternate(yardstick)
-        words = (f"experiment={preset}", f"trainer.max_epochs={repeats + 2}")
+        words = (f"experiment={preset}", f"trainer.max_epochs={REPEATS + 2}")
         self.fit(*words, "callbacks.curves=null", "callbacks.samples=null", more=alternate)
-        return alternate.ours[1 : repeats + 1], alternate.theirs[1 : repeats + 1]
+        yardstick.close()
+        return alternate.ours[1 : REPEATS + 1], alternate.theirs[1 : REPEATS + 1]
 
     def mlp_and_bare_loop(self) -> Times:
-        loop, model = BareLoop(*self.train, 64, 0.1307, 0.3081), seed_mlp()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.5)
-        return self.epochs("seed_mlp", lambda: loop.epoch(model, optimizer))
+        return self.epochs("seed_mlp", Yardstick(mlp_epochs, self.folder, BareLoop))
 
     def cnn_and_bare_loop(self) -> Times:
-        loop, model = BareLoop(*self.train, 200, 0.5, 0.5), seed_cnn3()
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
-        return self.epochs("seed_cnn3_adam", lambda: loop.epoch(model, optimizer))
+        return self.epochs("seed_cnn3_adam", Yardstick(cnn_epochs, self.folder, BareLoop))
 
     def mlp_and_source(self) -> Times:
-        loader, model = image_by_image(self.folder, 64, 0.1307, 0.3081), seed_mlp()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.5)
-        return self.epochs("seed_mlp", lambda: loader_epoch(loader, model, optimizer))
+        return self.epochs("seed_mlp", Yardstick(mlp_epochs, self.folder, SourceLoop))
 
     def cnn_and_source(self) -> Times:
-        loader, model = image_by_image(self.folder, 200, 0.5, 0.5), seed_cnn3()
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
-        return self.epochs("seed_cnn3_adam", lambda: loader_epoch(loader, model, optimizer))
+        return self.epochs("seed_cnn3_adam", Yardstick(cnn_epochs, self.folder, SourceLoop))
 
     def fast_and_peer(self) -> Times:
         """The whole of `fit` against the one epoch of the peer's loop."""
-        loop = BareLoop(*self.train, 256, 0.1307, 0.3081)
+        yardstick = Yardstick(peer_runs, self.folder)
         ours, theirs = [], []
         self.accuracies = []
         for seed in range(REPEATS + 1):
-            model = peer_cnn()
-            optimizer = torch.optim.Adam(model.parameters(), lr=0.01, betas=(0.7, 0.9))
-            steps = -(-len(self.train[1]) // 256)
-            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=steps)
-            theirs.append(timed(partial(loop.epoch, model, optimizer, schedule)))
+            theirs.append(yardstick())
             seconds, accuracy = self.fit("experiment=fast", f"seed={seed}")
             ours.append(seconds)
             self.accuracies.append(accuracy)
+        yardstick.close()
         return ours[1:], theirs[1:]
 
     def process_and_import(self) -> Times:

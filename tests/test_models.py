@@ -1,11 +1,14 @@
 """The networks compute what their sources do, and their metrics are plain counts."""
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from lightning import Trainer
+from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from mnist_pl.data import Batches, MNISTDataModule, to_float
@@ -44,23 +47,38 @@ def test_channel_dropout_drops_whole_channels_before_pooling() -> None:
     ]
 
 
-def test_the_metrics_are_plain_counts(tmp_path: Path) -> None:
-    """Over a short last batch too, and for training over all batches although they are scored many at a time."""
-    data = MNISTDataModule("digits", batch_size=100, val_size=150)
-    model = MLP(hidden=[20], optimizer={**SGD, "lr": 1e-30})  # a network that stays as it is
-    trainer = Trainer(
+def trainer_of(folder: Path, callbacks: list[Callback], epochs: int = 1) -> Trainer:
+    return Trainer(
         accelerator="cpu",
-        max_epochs=1,
+        max_epochs=epochs,
+        callbacks=callbacks,
         logger=False,
         enable_progress_bar=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        log_every_n_steps=1,
-        default_root_dir=tmp_path,
+        log_every_n_steps=7,
+        default_root_dir=folder,
     )
+
+
+class EveryBatch(Callback):
+    """Its presence makes each batch a step of Lightning's own."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.batches += 1
+
+
+def test_the_metrics_are_plain_counts(tmp_path: Path) -> None:
+    """Over a short last batch too, and for training over all batches although they are scored many at a time."""
+    data = MNISTDataModule("digits", batch_size=100, val_size=150)
+    model = MLP(hidden=[20], optimizer={**SGD, "lr": 1e-30})  # a network that stays as it is
+    trainer = trainer_of(tmp_path, [])
     trainer.fit(model, datamodule=data)
     scores = dict(trainer.callback_metrics)
-    scores.update(trainer.test(model, datamodule=data, verbose=False)[0])
+    trainer.test(model, datamodule=data, verbose=False)
     scores.update(trainer.callback_metrics)
     model.eval()
     for stage, (images, labels) in data.splits.items():
@@ -68,6 +86,44 @@ def test_the_metrics_are_plain_counts(tmp_path: Path) -> None:
             logits = model(to_float(images))
         assert float(scores[f"{stage}/acc"]) == pytest.approx(int((logits.argmax(1) == labels).sum()) / len(labels))
         assert float(scores[f"{stage}/loss"]) == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-5)
+
+
+@pytest.mark.parametrize("kinds", [[], [EveryBatch]], ids=["many batches at once", "one batch at a time"])
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_training_is_the_plain_loop_bit_for_bit(tmp_path: Path, kinds: list[type[EveryBatch]], scheduled: bool) -> None:
+    callbacks = [kind() for kind in kinds]
+    data = MNISTDataModule("digits", batch_size=32, val_size=200, seed=3)
+    cycle = {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": 0.1, "total_steps": "all_steps"}
+    torch.manual_seed(0)
+    model = CNN(
+        channels=[4, 8],
+        hidden=[20],
+        channel_dropout=[0.0, 0.5],
+        dropout=0.5,
+        optimizer={**SGD, "momentum": 0.9},
+        scheduler={**cycle, "interval": "step"} if scheduled else None,
+    )
+    plain = copy.deepcopy(model)
+    torch.manual_seed(1)
+    trainer = trainer_of(tmp_path, list(callbacks), epochs=2)
+    trainer.fit(model, datamodule=data)
+    assert trainer.global_step == 2 * 41 and model.images_seen == 2 * 1297
+    assert [callback.batches for callback in callbacks] == [2 * 41 for _ in callbacks]
+
+    torch.manual_seed(1)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=82) if scheduled else None
+    for epoch in range(2):
+        batches = Batches(data.splits["train"], 32, seed=3)
+        batches.set_epoch(epoch)
+        for images, labels in batches:
+            optimizer.zero_grad()
+            F.cross_entropy(plain(to_float(images)), labels).backward()
+            optimizer.step()
+            if schedule is not None:
+                schedule.step()
+    for name, weights in plain.state_dict().items():
+        assert torch.equal(weights, model.state_dict()[name]), name
 
 
 def test_a_network_learns() -> None:
