@@ -59,9 +59,10 @@ class Progress(ProgressBar):
             self.bar.set_postfix({k: f"{v:.4g}" for k, v in pl_module.recorded.items()}, refresh=False)
             self.bar.update()  # tqdm draws ten times a second at the most
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: DigitClassifier) -> None:  # type: ignore[override]
         if trainer.sanity_checking:
-            self._say("untrained", trainer.callback_metrics)
+            name = "untrained" if pl_module.images_seen == 0 else "so far"
+            self._say(name, trainer.callback_metrics)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: DigitClassifier) -> None:  # type: ignore[override]
         self.bar.close()

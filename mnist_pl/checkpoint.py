@@ -1,5 +1,6 @@
 """Checkpoints: which ones a run keeps, where they are found, and reading them without trusting them."""
 
+import io
 import os
 import shutil
 from pathlib import Path
@@ -8,10 +9,40 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import TorchCheckpointIO
 
 from mnist_pl.models import DigitClassifier
 
 RUNS = ("outputs", "multirun")  # where Hydra puts run folders, below the current one
+
+
+class DurableIO(TorchCheckpointIO):
+    """Writes beside the target, flushes to disk, renames: whatever happens, the file under the final name is whole."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.part")
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        try:
+            with open(part, "wb") as file:
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(target)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            reason = error.strerror or str(error)
+            raise OSError(f"{target}: cannot be written ({reason}); what was there before is untouched") from error
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name too
+        finally:
+            os.close(folder)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return read(Path(path))
 
 
 class Best(ModelCheckpoint):
@@ -119,6 +150,8 @@ def check_fits(path: Path, model: DigitClassifier) -> dict[str, Any]:
     """
     checkpoint = read(path)
     name = type(model).__name__
+    if any(part not in checkpoint for part in ("training", "loops", "images_seen", "optimizer_states")):
+        raise ValueError(f"ckpt_path={path}: holds weights alone, and cannot be continued; predict.py can use it")
     if checkpoint["model"] != name:
         raise ValueError(
             f"ckpt_path={path}: holds the network {checkpoint['model']} and model is {name}; "

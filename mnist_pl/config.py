@@ -75,6 +75,8 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
     from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
     from lightning.pytorch.loggers import Logger
 
+    from mnist_pl.checkpoint import DurableIO
+
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     _keep_freed_memory()
     if not 0 <= cfg.seed < 2**32:
@@ -95,7 +97,8 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
             "say trainer.accelerator=cpu, or auto to use one where there is one"
         )
     loggers = _make_all(cfg.logger, "logger", Logger)
-    trainer = make(cfg.trainer, "trainer", callbacks=callbacks, logger=loggers or False)
+    plugins = [DurableIO(), *(cfg.trainer.plugins or [])]
+    trainer = make(cfg.trainer, "trainer", callbacks=callbacks, logger=loggers or False, plugins=plugins)
     return data, model, trainer
 
 

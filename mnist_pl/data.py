@@ -58,6 +58,14 @@ class Batches:
         self.images, self.labels = split
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self.epoch = 0
+        self.done = self.skip = 0  # images of this process in this epoch: handed out; handed out before a resume
+
+    def state_dict(self) -> dict[str, int]:
+        return {"done": self.done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Lightning calls it when it resumes in the middle of an epoch."""
+        self.skip = state["done"] % self._share()
 
     @property
     def sampler(self) -> Any:
@@ -83,7 +91,12 @@ class Batches:
         share = self._share()
         images = images[self.rank :: self.world_size][:share]
         labels = labels[self.rank :: self.world_size][:share]
-        yield from zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
+        self.done, self.skip = self.skip, 0
+        for batch in zip(
+            images[self.done :].split(self.batch_size), labels[self.done :].split(self.batch_size), strict=True
+        ):
+            self.done += len(batch[1])
+            yield batch
 
 
 class MNISTDataModule(LightningDataModule):

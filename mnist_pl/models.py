@@ -51,6 +51,7 @@ class DigitClassifier(LightningModule):
             self.add_module(f"{stage}_acc", MulticlassAccuracy(CLASSES, average="micro", validate_args=False))
         self.recorded: dict[str, float] = {}  # what the loggers were last given
         self._unscored: list[tuple[Tensor, Tensor]] = []  # logits and labels
+        self._resumed: dict[str, Any] | None = None  # the "training" of the checkpoint that was loaded
         self._lengths: list[dict[str, Any]] = []  # of the schedules in the checkpoint that was loaded
 
     def forward(self, images: Tensor) -> Tensor:  # (B, 1, 28, 28) in [0, 1] -> (B, 10) logits
@@ -71,8 +72,8 @@ class DigitClassifier(LightningModule):
             optimizer.zero_grad()
             self.manual_backward(loss)
             optimizer.step()
+            self._after_step(self.global_step)
             self._step_schedules("step")
-            self._after_step(batch)
         return None
 
     def _loss(self, batch: Batch) -> Tensor:
@@ -80,18 +81,19 @@ class DigitClassifier(LightningModule):
         logits = self(images)
         # Scored many batches at a time: a metric's update costs as much as a small network's step.
         self._unscored.append((logits.detach(), labels))
+        self.images_seen += len(labels) * self.trainer.world_size
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
-    def on_train_batch_end(self, outputs: Any, batch: list[Batch], batch_idx: int) -> None:
-        if self.automatic_optimization:
-            self._after_step(batch[0])
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Lightning's own step of the optimiser, one at a time; checkpoints of this step come after it."""
+        super().optimizer_step(*args, **kwargs)
+        self._after_step(self.global_step + 1)  # counted when this returns
 
-    def _after_step(self, batch: Batch) -> None:
-        self.images_seen += len(batch[1]) * self.trainer.world_size
+    def _after_step(self, step: int) -> None:
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and self.global_step % every == 0:
+        if every and step % every == 0:
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            self._record({**self._score_training(), "lr": rate})
+            self._record({**self._score_training(), "lr": rate}, step)
 
     def _step_schedules(self, interval: str) -> None:
         """Lightning does it when it takes the optimiser's steps."""
@@ -140,6 +142,12 @@ class DigitClassifier(LightningModule):
         logits, labels = (torch.cat(part) for part in zip(*self._unscored, strict=True))
         self._unscored.clear()
         losses = F.cross_entropy(logits.float(), labels, reduction="none")
+        if not losses.isfinite().all():
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            raise ValueError(
+                f"the training loss is no longer a number, noticed after step {self.global_step} at a learning rate "
+                f"of {rate:g}; try a smaller optimizer.lr, or trainer.gradient_clip_val=1; the last checkpoint is kept"
+            )
         return {
             "train/loss": self._metric("train", "loss")(losses),
             "train/acc": self._metric("train", "acc")(logits, labels),
@@ -154,13 +162,13 @@ class DigitClassifier(LightningModule):
     def _publish(self, stage: str) -> None:
         scores = self.scores(stage)
         self.log_dict(scores, logger=False)  # for callbacks: the best checkpoint, early stopping
-        self._record(scores)
+        self._record(scores, self.global_step)
 
-    def _record(self, values: dict[str, Any]) -> None:
+    def _record(self, values: dict[str, Any], step: int) -> None:
         """Hands one dict to the loggers. `self.log` would not show the untrained network, scored before epoch 1."""
         self.recorded = values = {name: float(value) for name, value in values.items()}
         for logger in self.trainer.loggers:
-            logger.log_metrics({**values, "epoch": self.current_epoch, "images": self.images_seen}, self.global_step)
+            logger.log_metrics({**values, "epoch": self.current_epoch, "images": self.images_seen}, step)
 
     def _metric(self, stage: str, name: str) -> Metric:
         return getattr(self, f"{stage}_{name}")
@@ -204,9 +212,19 @@ class DigitClassifier(LightningModule):
         checkpoint["model"] = type(self).__name__
         checkpoint["images_seen"] = self.images_seen
         checkpoint["metrics"] = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        loader: Any = self.trainer.train_dataloader
+        # What the rest of an epoch depends on, beside the weights: for resuming in its middle.
+        checkpoint["training"] = {
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            "loader": None if loader is None else loader.state_dict(),
+            "unscored": [(logits.clone(), labels.clone()) for logits, labels in self._unscored],
+            "scores": {name: self._metric("train", name).metric_state for name in ("loss", "acc")},
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.images_seen = checkpoint["images_seen"]
+        self._resumed = checkpoint["training"]
         # Lightning counts the optimiser's steps in one of two places; this run may use the other.
         loop = checkpoint["loops"]["fit_loop"]
         loop["epoch_loop.manual_optimization.optim_step_progress"]["total"]["completed"] = checkpoint["global_step"]
@@ -218,6 +236,22 @@ class DigitClassifier(LightningModule):
         self._lengths = [{name: state.pop(name) for name in lengths if name in state} for state in schedulers]
 
     def on_train_start(self) -> None:
+        if self._resumed is not None:
+            torch.set_rng_state(self._resumed["random"])
+            if self.device.type == "cuda" and self._resumed["random_cuda"]:
+                torch.cuda.set_rng_state_all(self._resumed["random_cuda"])
+            loader: Any = self.trainer.train_dataloader
+            if self._resumed["loader"] is not None:  # Lightning's own call comes too early where a schedule is used
+                loader.load_state_dict(self._resumed["loader"])
+            self._unscored = [
+                (logits.to(self.device), labels.to(self.device)) for logits, labels in self._resumed["unscored"]
+            ]
+            for name, state in self._resumed["scores"].items():
+                metric = self._metric("train", name)
+                for part, value in state.items():
+                    setattr(metric, part, value.to(self.device))
+                metric._update_count = 1  # else torchmetrics takes it for unused
+            self._resumed = None
         for config, lengths in zip(self.trainer.lr_scheduler_configs, self._lengths, strict=False):
             scheduler: Any = config.scheduler
             longer = any(getattr(scheduler, name) != value for name, value in lengths.items())
