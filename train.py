@@ -37,7 +37,10 @@ def run(
     ckpt_path: str | None,
     facts: dict[str, Any],
 ) -> float | None:
-    """Fits (or not), tests the best checkpoint, writes summary.json; returns the validation accuracy of the best."""
+    """Fits (or not), tests the best checkpoint, writes summary.json; returns the validation accuracy of the best.
+
+    `facts` are what the caller wants to see in the summary too.
+    """
     from mnist_pl import callbacks, checkpoint
 
     best, start, seconds = None, None, 0.0
@@ -55,7 +58,7 @@ def run(
         raise ValueError("fit=false only tests, and needs ckpt_path: a checkpoint or a run folder")
     if Path(trainer.default_root_dir, "checkpoints").exists():
         raise ValueError(f"hydra.run.dir={trainer.default_root_dir}: holds a run already; choose another folder")
-    facts["images_before"] = model.images_seen
+    seen_before = model.images_seen
     data.prepare_data()
     data.setup("fit")
     callbacks.log.info("%s", callbacks.header(trainer, model, data))
@@ -70,7 +73,9 @@ def run(
     else:
         best = start
     trainer.test(model, datamodule=data, ckpt_path=best, verbose=False, weights_only=True)
-    summary = callbacks.summarise(trainer, model, data, seconds, best, facts)
+    facts["train_seconds"] = round(seconds, 3)
+    facts["images_per_second"] = round((model.images_seen - seen_before) / seconds, 1) if fit else None
+    summary = callbacks.summarise(trainer, model, data, best, facts)
     callbacks.write_summary(trainer.default_root_dir, summary)
     callbacks.log.info("%s", callbacks.table(summary, trainer.default_root_dir))
     return summary["val/acc"]

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from tqdm import tqdm
 
-from mnist_pl import plots
+from mnist_pl import checkpoint, plots
 from mnist_pl.data import MNISTDataModule
 from mnist_pl.models import DigitClassifier
 
@@ -167,25 +167,22 @@ def header(trainer: Trainer, model: DigitClassifier, data: MNISTDataModule) -> s
 
 
 def summarise(
-    trainer: Trainer, model: DigitClassifier, data: MNISTDataModule, seconds: float, best: Path | None, extra: dict
+    trainer: Trainer, model: DigitClassifier, data: MNISTDataModule, best: Path | None, facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """One flat object: what was run, on what, and what came out. `seconds` is the time inside `fit`."""
-    best_scores = torch.load(best, map_location="cpu", weights_only=True)["metrics"] if best else {}
+    """One flat object: what was run, on what, and what came out; `facts` are added as they are."""
+    best_scores = checkpoint.read(best)["metrics"] if best else {}
     scores = {**trainer.callback_metrics, **{name: best_scores.get(name) for name in ("val/acc", "val/loss")}}
     optimizer = model.hparams["optimizer"]
-    images = model.images_seen - extra.pop("images_before")
     return {
         "data": data.dataset,
         "model": type(model).__name__,
         "optimizer": optimizer["_target_"].rpartition(".")[2],
         "lr": optimizer["lr"],
         "batch_size": data.hparams["batch_size"],
-        **extra,
+        **facts,
         "epochs": trainer.current_epoch,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "device": _device(trainer),
-        "train_seconds": round(seconds, 3),
-        "images_per_second": round(images / seconds, 1) if seconds else None,
         **{name: _figure(scores.get(name)) for name in ("val/acc", "val/loss", "test/acc", "test/loss")},
         "best_checkpoint": _near(best) if best else None,
         "torch": torch.__version__,
