@@ -61,7 +61,8 @@ def run(
     seen_before = model.images_seen
     data.prepare_data()
     data.setup("fit")
-    callbacks.log.info("%s", callbacks.header(trainer, model, data))
+    if trainer.is_global_zero:
+        callbacks.log.info("%s", callbacks.header(trainer, model, data))
     if fit:
         started = perf_counter()
         trainer.ckpt_path = start
@@ -76,8 +77,9 @@ def run(
     facts["train_seconds"] = round(seconds, 3)
     facts["images_per_second"] = round((model.images_seen - seen_before) / seconds, 1) if fit else None
     summary = callbacks.summarise(trainer, model, data, best, facts)
-    callbacks.write_summary(trainer.default_root_dir, summary)
-    callbacks.log.info("%s", callbacks.table(summary, trainer.default_root_dir))
+    if trainer.is_global_zero:
+        callbacks.write_summary(trainer.default_root_dir, summary)
+        callbacks.log.info("%s", callbacks.table(summary, trainer.default_root_dir))
     return summary["val/acc"]
 
 

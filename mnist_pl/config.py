@@ -67,6 +67,7 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
     """
     for known in (
         ".*LeafSpec.*is deprecated",  # Lightning 2.6's own use of something that torch 2.15 deprecates
+        ".*recommended to use .*sync_dist=True",  # what is logged has been gathered by torchmetrics already
         ".*is smaller than the logging interval",  # our steps are counted over all epochs, so nothing goes unlogged
     ):
         warnings.filterwarnings("ignore", message=known)
@@ -77,7 +78,8 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
 
     from mnist_pl.checkpoint import DurableIO
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     _keep_freed_memory()
     if not 0 <= cfg.seed < 2**32:
         raise ValueError(f"seed must be a whole number from 0 to {2**32 - 1}, got {cfg.seed}")
@@ -99,6 +101,11 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
     loggers = _make_all(cfg.logger, "logger", Logger)
     plugins = [DurableIO(), *(cfg.trainer.plugins or [])]
     trainer = make(cfg.trainer, "trainer", callbacks=callbacks, logger=loggers or False, plugins=plugins)
+    if trainer.world_size > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise ValueError(
+            f"trainer.devices={cfg.trainer.devices}: in a sweep (-m) each process would start the sweep anew; "
+            "use one device a job, or run the jobs one by one"
+        )
     return data, model, trainer
 
 

@@ -2,12 +2,14 @@
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import HAS_MNIST, MNIST_ROOT, Run, needs_mnist, one_line
+from conftest import HAS_MNIST, MNIST_ROOT, ROOT, Run, needs_mnist, one_line
 
 QUICK = ("data=digits", "trainer.max_epochs=1", "hydra.run.dir=run")
 
@@ -159,7 +161,6 @@ def test_nothing_is_chosen_by_the_test_images(run: Run, tmp_path: Path) -> None:
 def test_every_trainer_argument_is_in_the_configuration() -> None:
     import inspect
 
-    from conftest import ROOT
     from lightning import Trainer
 
     known = set(inspect.signature(Trainer).parameters) - {"logger", "callbacks"}
@@ -171,6 +172,25 @@ def test_without_mnist_the_default_run_says_so_and_trains_on_digits(run: Run, tm
     assert ended.code == 0, ended.err
     assert ended.out.count("WARNING") == 1 and "1,797 embedded digits" in ended.out
     assert summary(tmp_path / "run")["data"] == "digits"
+
+
+def test_two_processes_share_the_work_and_count_every_test_image_once(tmp_path: Path) -> None:
+    words = ["data=digits", "model=mlp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp"]
+    command = [sys.executable, str(ROOT / "train.py"), *words, "trainer.max_epochs=2", "hydra.run.dir=run"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("epoch 2/2") == 1 and "Warning" not in ended.stderr
+    facts = summary(tmp_path / "run")
+    assert facts["test/acc"] * 300 == pytest.approx(round(facts["test/acc"] * 300), abs=1e-3)
+    assert facts["test/acc"] > 0.8
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["images_seen"] == 2 * 2 * (1297 // 2)
+
+
+def test_a_sweep_of_several_processes_is_refused(run: Run) -> None:
+    words = ("trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp")
+    ended = run("train.py", "-m", "data=digits", "model=mlp", *words, "seed=1,2")
+    assert ended.code != 0 and "trainer.devices=2: in a sweep" in ended.err and "Traceback" not in ended.err
 
 
 PRESETS = {  # parameters, and the least accuracy after one epoch of MNIST
