@@ -1,8 +1,11 @@
 """Checkpoints: which ones a run keeps, where they are found, and reading them without trusting them."""
 
 import io
+import logging
 import os
 import shutil
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
 
 from mnist_pl.models import DigitClassifier
+
+log = logging.getLogger(__name__)
 
 RUNS = ("outputs", "multirun")  # where Hydra puts run folders, below the current one
 
@@ -82,6 +87,32 @@ class Last(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing is compared with what came before."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self.signal: int | None = None
+        self.handlers = {}
+        if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
+            self.handlers = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def _note(self, number: int, frame: Any) -> None:
+        """A second one is not waited for."""
+        self.signal = number
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+    def on_train_batch_end(self, trainer: Trainer, *rest: Any, **more: Any) -> None:
+        """Stops here, between two steps, where a checkpoint holds all that is needed to go on exactly."""
+        super().on_train_batch_end(trainer, *rest, **more)
+        if self.signal is not None:
+            self._save_checkpoint(trainer, os.path.join(str(self.dirpath), "last.ckpt"))
+            name = signal.Signals(self.signal).name
+            log.warning("stopped by %s after step %d; go on with ckpt_path=%s", name, trainer.global_step, self.dirpath)
+            raise SystemExit(128 + self.signal)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for number, handler in getattr(self, "handlers", {}).items():
+            signal.signal(number, handler)
+        self.handlers = {}
 
 
 def find(path: str | os.PathLike[str] | None, name: str = "best.ckpt") -> Path:

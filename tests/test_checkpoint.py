@@ -34,21 +34,29 @@ def same(one: Any, other: Any, where: str = "") -> None:
         assert one == other, where
 
 
-@pytest.mark.parametrize("every", ["null", "7"], ids=["checkpoints of epochs", "checkpoints of steps"])
-def test_a_killed_run_goes_on_as_if_it_had_not_been(run: Run, tmp_path: Path, every: str) -> None:
+@pytest.mark.parametrize(
+    ("number", "every"),
+    [(signal.SIGKILL, "null"), (signal.SIGKILL, "7"), (signal.SIGTERM, "null"), (signal.SIGINT, "null")],
+)
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(run: Run, tmp_path: Path, number: int, every: str) -> None:
     words = ["train.py", *WORDS, f"callbacks.last.every_n_train_steps={every}"]
     assert run(*words, "hydra.run.dir=whole").code == 0
-    command = [sys.executable, str(ROOT / "train.py"), *words[1:], "hydra.run.dir=killed"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    command = [sys.executable, str(ROOT / "train.py"), *words[1:], "hydra.run.dir=stopped"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (last.exists() and checkpoint.read(last)["global_step"] >= 100):
+    while time.monotonic() < deadline and not (last.exists() and checkpoint.read(last)["global_step"] >= 82):
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
+    else:
+        assert process.returncode == 128 + number and "Traceback" not in err, err
+        assert f"stopped by {signal.Signals(number).name} after step" in out
     stopped = checkpoint.read(last)
-    assert 100 <= stopped["global_step"] < 3 * 82
-    assert run(*words, "hydra.run.dir=more", "ckpt_path=killed").code == 0
+    assert 82 <= stopped["global_step"] < 3 * 82
+    assert run(*words, "hydra.run.dir=more", "ckpt_path=stopped").code == 0
     whole, more = (checkpoint.read(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("whole", "more"))
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "metrics", "images_seen", "global_step"):
         same(whole[part], more[part], part)
