@@ -44,7 +44,7 @@ Split = tuple[Tensor, Tensor]  # images (N, 28, 28) uint8, labels (N,) int64
 
 
 class Batches:
-    """Whole batches by slicing one epoch; shuffled when `seed` is given, by (seed, epoch) alone.
+    """Whole batches by indexing; shuffled when `seed` is given, by (seed, epoch) alone.
 
     In training each of `world_size` processes takes an equal share, so up to `world_size - 1` images sit an epoch out
     (a different few each time); in evaluation every image is seen by exactly one process.
@@ -83,20 +83,16 @@ class Batches:
         return -(-self._share() // self.batch_size)
 
     def __iter__(self) -> Iterator[Split]:  # (B, 28, 28) uint8, (B,)
-        images, labels = self.images, self.labels
-        if self.seed is not None:
+        if self.seed is None:
+            order = torch.arange(len(self.labels))
+        else:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-            order = torch.randperm(len(labels), generator=generator).to(labels.device)
-            images, labels = images[order], labels[order]
-        share = self._share()
-        images = images[self.rank :: self.world_size][:share]
-        labels = labels[self.rank :: self.world_size][:share]
+            order = torch.randperm(len(self.labels), generator=generator)
+        order = order[self.rank :: self.world_size][: self._share()].to(self.labels.device)
         self.done, self.skip = self.skip, 0
-        for batch in zip(
-            images[self.done :].split(self.batch_size), labels[self.done :].split(self.batch_size), strict=True
-        ):
-            self.done += len(batch[1])
-            yield batch
+        for chosen in order[self.done :].split(self.batch_size):
+            self.done += len(chosen)
+            yield self.images[chosen], self.labels[chosen]
 
 
 class MNISTDataModule(LightningDataModule):
@@ -271,7 +267,8 @@ def _hold_out(split: Split, count: int) -> tuple[Split, Split]:
 def _acts_on_batches(callback: Callback) -> bool:
     if isinstance(callback, ModelCheckpoint):
         return callback._every_n_train_steps > 0 or callback._train_time_interval is not None
-    hooks = ("on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward")
+    hooks = {"on_train_batch_start", "on_train_batch_end", "on_before_zero_grad"}
+    hooks |= {"on_before_backward", "on_after_backward"}
     own = any(getattr(type(callback), hook) is not getattr(Callback, hook) for hook in hooks)
     return own and not isinstance(callback, ProgressBar)
 
