@@ -6,7 +6,7 @@ what a scanner of forms did not need: polarity, paper that is not white, and pen
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ SIDE, BOX = 28, 20
 CENTRE = 14.0  # row and column of the centre of mass: 14.00 in the mean over the training images
 WORKING = 160  # pixels of the ink's longer side while its strokes are looked at
 STROKE = (0.10, 0.16)  # stroke width over the ink's longer side: 20th and 80th percentile of the training images
-SUFFIXES = {".png", ".jpg", ".jpeg"}
+SUFFIXES = (".png", ".jpg", ".jpeg")
 
 Gray = NDArray[np.uint8]
 Ink = NDArray[np.float32]
@@ -34,15 +34,15 @@ def find_pictures(path: str | os.PathLike[str]) -> list[Path]:
         if not start.exists():
             raise ValueError(f"input={path}: there is no such file or folder")
         return [start]
-    found = sorted(_walk(start))
+    found = sorted(
+        os.path.join(parent, name)
+        for parent, _, names in os.walk(start)
+        for name in names
+        if name.lower().endswith(SUFFIXES)
+    )
     if not found:
         raise ValueError(f"input={path}: the folder holds no picture; PNG and JPEG files are read")
-    return found
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    for parent, _, names in os.walk(folder):
-        yield from (Path(parent, name) for name in names if Path(name).suffix.lower() in SUFFIXES)
+    return [Path(name) for name in found]
 
 
 def read_pictures(paths: Sequence[str | os.PathLike[str]]) -> tuple[Gray, list[str], list[str]]:
