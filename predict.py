@@ -63,7 +63,7 @@ def score_test_images(
         print(f"{index:>8}{int(labels[index]):>8}{int(guesses[index]):>8}{float(confidences[index]):>12.1%}")
     titles = [str(int(guesses[i])) if right[i] else f"{int(guesses[i])}, not {int(labels[i])}" for i in drawn.tolist()]
     figure = plots.grid(images[drawn].numpy(), titles, (~right[drawn]).tolist())
-    print(f"drawn in {near(plots.save(figure, folder / 'test_images.png'))}")
+    print(f"drawn in {plots.near(plots.save(figure, folder / 'test_images.png'))}")
 
 
 def read_pictures(model: "DigitClassifier", source: str, folder: Path) -> bool:
@@ -111,7 +111,7 @@ def read_pictures(model: "DigitClassifier", source: str, folder: Path) -> bool:
     rows = zip(names[:SHEET], guesses, confidences, strict=False)
     titles = [f"{printable(Path(name).name)[:14]}\n{guess}  {confidence:.0%}" for name, guess, confidence in rows]
     sheet = plots.save(plots.grid(np.concatenate(parts)[:SHEET], titles), folder / "seen.png")
-    print(f"answers in {near(folder / 'predictions.csv')}, what the network saw in {near(sheet)}")
+    print(f"answers in {plots.near(folder / 'predictions.csv')}, what the network saw in {plots.near(sheet)}")
     return not failed
 
 
@@ -130,10 +130,6 @@ def answers(model: "DigitClassifier", images: "Tensor") -> "tuple[Tensor, Tensor
 def printable(text: str) -> str:
     """File names may hold line breaks and terminal codes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
-
-
-def near(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from mnist_pl import checkpoint, plots
 from mnist_pl.data import MNISTDataModule
 from mnist_pl.models import DigitClassifier
+from mnist_pl.plots import near
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ def header(trainer: Trainer, model: DigitClassifier, data: MNISTDataModule) -> s
     sizes = " / ".join(f"{len(data.splits[name][1]):,}" for name in ("train", "val", "test"))
     return (
         f"{data.dataset} ({sizes} images) · {type(model).__name__}, {parameters:,} parameters · "
-        f"{trainer.strategy.root_device} · {_near(trainer.default_root_dir)}"
+        f"{trainer.strategy.root_device} · {near(trainer.default_root_dir)}"
     )
 
 
@@ -184,7 +185,7 @@ def summarise(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "device": _device(trainer),
         **{name: _figure(scores.get(name)) for name in ("val/acc", "val/loss", "test/acc", "test/loss")},
-        "best_checkpoint": _near(best) if best else None,
+        "best_checkpoint": near(best) if best else None,
         "torch": torch.__version__,
         "lightning": lightning.__version__,
         "git_commit": _git_commit(),
@@ -206,7 +207,7 @@ def table(summary: dict[str, Any], folder: str) -> str:
             lines.append(f"{stage:12}{summary[f'{stage}/loss']:>10.4f}{summary[f'{stage}/acc']:>12.2%}")
     if summary["train_seconds"]:
         lines.append(f"{'time':12}{summary['train_seconds']:>8.1f} s{summary['images_per_second']:>10,.0f} images/s")
-    return "\n".join([*lines, f"everything is in {_near(folder)}"])
+    return "\n".join([*lines, f"everything is in {near(folder)}"])
 
 
 def _device(trainer: Trainer) -> str:
@@ -214,12 +215,6 @@ def _device(trainer: Trainer) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
-
-
-def _near(path: str | Path) -> str:
-    """Relative to the current folder where that is shorter to type."""
-    path = Path(path)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _git_commit() -> str | None:

@@ -77,6 +77,12 @@ def save(picture: "Figure | Image.Image", path: Path) -> Path:
     return path
 
 
+def near(path: str | Path) -> str:
+    """Relative to the current folder where that is shorter to type."""
+    path = Path(path)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
 def main() -> None:
     from mnist_pl.data import MNISTDataModule
 

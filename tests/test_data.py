@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import socket
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -148,6 +149,19 @@ def test_wrong_content_is_never_left_under_the_final_name(small: type[MNIST], tm
         data.fetch("mnist", tmp_path / "data")
     left = {path.name for path in (tmp_path / "data" / "MNIST" / "raw").iterdir()}
     assert left <= {NAMES[0], ".lock"}
+
+
+def test_a_mirror_that_never_answers_is_not_waited_for(
+    small: type[MNIST], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "ANSWER_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        small.mirrors = [f"http://127.0.0.1:{silent.getsockname()[1]}/", *small.mirrors]
+        folder = data.fetch("mnist", tmp_path / "data")
+        assert (folder / NAMES[3]).exists(), "the next mirror was tried"
+        small.mirrors = small.mirrors[:1] * 2
+        with pytest.raises(FileNotFoundError, match="no answer within 0.5 s|timed out"):
+            data.fetch("mnist", tmp_path / "other")
 
 
 @pytest.mark.parametrize("harm", ["truncate", "flip a bit", "empty", "swap", "web page"])
