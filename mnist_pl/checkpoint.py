@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +22,39 @@ log = logging.getLogger(__name__)
 RUNS = ("outputs", "multirun")  # where Hydra puts run folders, below the current one
 
 
-class DurableIO(TorchCheckpointIO):
-    """Writes beside the target, flushes to disk, renames: whatever happens, the file under the final name is whole."""
+def write(path: Path, content: bytes | memoryview) -> None:
+    """Writes beside the target, flushes to disk, renames: whatever happens, the file under the final name is whole.
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.part")
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
-        try:
-            with open(part, "wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(target)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            reason = error.strerror or str(error)
-            raise OSError(f"{target}: cannot be written ({reason}); what was there before is untouched") from error
-        folder = os.open(target.parent, os.O_RDONLY)
+    Raises:
+        OSError: it cannot be written; what was there before is untouched.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)  # the new name too
         finally:
             os.close(folder)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        reason = error.strerror or str(error)
+        raise OSError(f"{path}: cannot be written ({reason}); what was there before is untouched") from error
+
+
+class DurableIO(TorchCheckpointIO):
+    """Checkpoints through `write` and `read`."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        write(Path(path), content.getbuffer())
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read(Path(path))

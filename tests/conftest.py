@@ -6,7 +6,7 @@ import runpy
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -76,3 +76,26 @@ def one_line(ended: Ended) -> str:
     assert len(lines) == 1, ended.err
     assert lines[0].startswith("error: ")
     return lines[0]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for marker in item.iter_markers("promise"):
+            item.user_properties.append(("promise", marker.args))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Which promises were tried, how, how often, and what failed. A test that tries many times records `tried`."""
+    rows: dict[tuple[str, str], list[int]] = {}
+    for outcome in ("passed", "failed", "error"):
+        for report in terminalreporter.getreports(outcome):
+            facts = dict(report.user_properties)
+            if "promise" in facts:
+                counts = rows.setdefault(tuple(facts["promise"]), [0, 0])
+                counts[0] += facts.get("tried", 1)
+                counts[1] += outcome != "passed"
+    if rows:
+        terminalreporter.section("promises")
+        terminalreporter.write_line("| promise | how it is tried | times | failures |\n|---|---|---|---|")
+        for (what, how), (times, failures) in sorted(rows.items()):
+            terminalreporter.write_line(f"| {what} | {how} | {times:,} | {failures} |")
