@@ -1,5 +1,6 @@
 """Compose, build, fit, test the best checkpoint, return the validation accuracy. `python train.py --help`."""
 
+import sys
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -8,7 +9,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from mnist_pl.config import build, one_line_errors
+from mnist_pl.config import build, go_on, one_line_errors, remember
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 def main(cfg: DictConfig) -> float | None:
     with one_line_errors():
         data, model, trainer = build(cfg)
+        remember(cfg)
         facts = {
             "experiment": HydraConfig.get().runtime.choices.get("experiment"),
             "claim": cfg.claim,
@@ -43,39 +45,44 @@ def run(
     """
     from mnist_pl import callbacks, checkpoint
 
-    best, start, seconds = None, None, 0.0
-    if ckpt_path is not None:
-        start = checkpoint.find(ckpt_path, "last.ckpt" if fit else "best.ckpt")
-        trained = checkpoint.check_fits(start, model)
-        model.images_seen = trained["images_seen"]
+    folder = Path(trainer.default_root_dir)
+    start = None if ckpt_path is None else checkpoint.find(ckpt_path, *(checkpoint.NEWEST if fit else ("best.ckpt",)))
+    held = checkpoint.held(folder)
+    if held is not None and (start is None or not held.samefile(start)):
+        raise ValueError(
+            f"hydra.run.dir={folder}: holds a run already; choose another folder, or "
+            f"go on with resume={callbacks.near(folder)}"
+        )
+    trained = checkpoint.check_fits(start, model) if start is not None else None
+    if trained is not None and fit:
         epochs = trained["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        if fit and trainer.max_epochs is not None and 0 <= trainer.max_epochs <= epochs:
+        untested = held is not None and not (folder / "summary.json").exists()  # killed after its last epoch
+        if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= epochs and not untested:
             raise ValueError(
                 f"ckpt_path={ckpt_path}: has trained {epochs} epochs and trainer.max_epochs is "
                 f"{trainer.max_epochs}; raise it to go on, or say fit=false to only test"
             )
-    elif not fit:
+    if not fit and start is None:
         raise ValueError("fit=false only tests, and needs ckpt_path: a checkpoint or a run folder")
-    if Path(trainer.default_root_dir, "checkpoints").exists():
-        raise ValueError(f"hydra.run.dir={trainer.default_root_dir}: holds a run already; choose another folder")
-    seen_before = model.images_seen
     data.prepare_data()
     data.setup("fit")
     if trainer.is_global_zero:
         callbacks.log.info("%s", callbacks.header(trainer, model, data))
+    best, seconds = start, 0.0
     if fit:
-        started = perf_counter()
+        callbacks.rewind(trainer.loggers, trained["global_step"] if trained is not None else -1)
+        if held is not None:
+            trainer.num_sanity_val_steps = 0  # its score is in the record already
+        model.started = perf_counter() - (trained["train_seconds"] if trained is not None else 0)
         trainer.ckpt_path = start
         trainer.fit(model, datamodule=data, weights_only=True)
         trainer.ckpt_path = None
-        seconds = perf_counter() - started
+        seconds = perf_counter() - model.started
         paths = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, checkpoint.Best)]
         best = next((Path(path) for path in paths if path), None)
-    else:
-        best = start
     trainer.test(model, datamodule=data, ckpt_path=best, verbose=False, weights_only=True)
     facts["train_seconds"] = round(seconds, 3)
-    facts["images_per_second"] = round((model.images_seen - seen_before) / seconds, 1) if fit else None
+    facts["images_per_second"] = round(model.images_seen / seconds, 1) if fit else None
     summary = callbacks.summarise(trainer, model, data, best, facts)
     if trainer.is_global_zero:
         callbacks.write_summary(trainer.default_root_dir, summary)
@@ -85,4 +92,5 @@ def run(
 
 if __name__ == "__main__":
     with one_line_errors():
+        sys.argv[1:] = go_on(sys.argv[1:])
         main()

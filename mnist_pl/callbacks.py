@@ -1,10 +1,12 @@
 """What a run shows while it lasts, draws at its end, and remembers."""
 
 import csv
+import io
 import json
 import logging
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -109,25 +111,51 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        self.rows.append({"step": step or 0, **metrics})
+        row = {"step": step or 0, **metrics}
+        if row not in self.rows[-2:]:  # after a resume, the last step may be scored again
+            self.rows.append(row)
 
     @rank_zero_only
     def save(self) -> None:
         new = [name for row in self.rows[self.written :] for name in row if name not in self.columns]
-        if new:  # a column that the header lacks: write everything anew
-            self.columns += dict.fromkeys(new)
-            self.written = 0
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a" if self.written else "w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            if not self.written:
-                writer.writeheader()
+        self.columns += dict.fromkeys(new)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns)
+        if new or not self.written:  # a column that the header lacks: write everything anew
+            writer.writeheader()
+            writer.writerows(self.rows)
+            checkpoint.write(self.path, text.getvalue().encode())
+        elif self.written < len(self.rows):
             writer.writerows(self.rows[self.written :])
+            with open(self.path, "a", newline="") as file:
+                file.write(text.getvalue())
         self.written = len(self.rows)
+
+    def rewind(self, step: int) -> None:
+        """Takes up the rows of an earlier process in the same folder, up to `step`: those after it are made again."""
+        if self.path.exists():
+            with open(self.path, newline="") as file:
+                whole = [line for line in file if line.endswith("\n")]  # not one that a killed process had begun
+            rows = [{name: _number(value) for name, value in row.items() if value} for row in csv.DictReader(whole)]
+            self.rows = [row for row in rows if row["step"] <= step]
+            self.written, self.columns = 0, []
 
     def finalize(self, status: str) -> None:
         if self.rows:
             self.save()
+
+
+def _number(text: str) -> float:
+    return int(text) if text.isdigit() else float(text)
+
+
+def rewind(loggers: Sequence[Logger], step: int) -> None:
+    """Before the loggers' first record: what an earlier process left in the same folder counts up to `step`."""
+    for logger in loggers:
+        if isinstance(logger, MetricsCSV):
+            logger.rewind(step)
+        elif isinstance(logger, TensorBoardLogger):
+            logger._kwargs["purge_step"] = step + 1  # an argument of its SummaryWriter
 
 
 class Samples(Callback):
@@ -197,7 +225,7 @@ def _figure(score: torch.Tensor | float | None) -> float | None:
 
 
 def write_summary(folder: str, summary: dict[str, Any]) -> None:
-    Path(folder, "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    checkpoint.write(Path(folder, "summary.json"), (json.dumps(summary, indent=2) + "\n").encode())
 
 
 def table(summary: dict[str, Any], folder: str) -> str:

@@ -6,20 +6,26 @@ import os
 import shutil
 import signal
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
 
 from mnist_pl.models import DigitClassifier
+from mnist_pl.plots import near
 
 log = logging.getLogger(__name__)
 
 RUNS = ("outputs", "multirun")  # where Hydra puts run folders, below the current one
+NEWEST = ("last.ckpt", "best.ckpt")  # a run that is killed as it writes its first ones has the best alone
+# Ctrl-C, `kill`, and what SLURM (#SBATCH --signal) and submitit send before a time limit.
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def write(path: Path, content: bytes | memoryview) -> None:
@@ -87,60 +93,110 @@ class Best(ModelCheckpoint):
             super().load_state_dict({**state_dict, **paths, "best_k_models": best})
 
 
-class Last(ModelCheckpoint):
-    """`last.ckpt`: where to go on from. `Best` alone would leave it behind whenever the score does not improve."""
+class Last(Checkpoint):
+    """`last.ckpt`: where to go on from. Written after each epoch, when a signal asks to stop, and as often as is said.
 
-    def __init__(self, dirpath: str, every_n_train_steps: int | None = None) -> None:
-        super().__init__(
-            dirpath, filename="last", every_n_train_steps=every_n_train_steps, enable_version_counter=False
-        )
+    Args:
+        every_n_train_steps: steps of the optimiser.
+        every_n_minutes: of wall time; looked at between two steps.
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing is compared with what came before."""
+    Raises:
+        ValueError: one of them is not positive.
+    """
+
+    def __init__(
+        self, dirpath: str, every_n_train_steps: int | None = None, every_n_minutes: float | None = None
+    ) -> None:
+        limits = {"every_n_train_steps": every_n_train_steps, "every_n_minutes": every_n_minutes}
+        for name, value in limits.items():
+            if value is not None and not (isinstance(value, int | float) and value > 0):
+                raise ValueError(f"callbacks.last.{name} must be a positive number or null, got {value!r}")
+        self.path = Path(dirpath, "last.ckpt")
+        self.every_n_train_steps, self.every_n_minutes = every_n_train_steps, every_n_minutes
+        self.signal: int | None = None
+        self.handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        self.signal: int | None = None
-        self.handlers = {}
-        if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
-            self.handlers = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        if trainer.is_global_zero:
+            for part in self.path.parent.glob(".*.part"):  # left by a process that was killed while it wrote
+                part.unlink()
+        self.saved_step, self.saved_time = trainer.global_step, time.monotonic()
+        if threading.current_thread() is threading.main_thread():
+            self.handlers = {number: signal.signal(number, self._note) for number in STOPPING}
 
     def _note(self, number: int, frame: Any) -> None:
         """A second one is not waited for."""
         self.signal = number
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
-    def on_train_batch_end(self, trainer: Trainer, *rest: Any, **more: Any) -> None:
-        """Stops here, between two steps, where a checkpoint holds all that is needed to go on exactly."""
-        super().on_train_batch_end(trainer, *rest, **more)
-        if self.signal is not None:
-            self._save_checkpoint(trainer, os.path.join(str(self.dirpath), "last.ckpt"))
-            name = signal.Signals(self.signal).name
-            log.warning("stopped by %s after step %d; go on with ckpt_path=%s", name, trainer.global_step, self.dirpath)
-            raise SystemExit(128 + self.signal)
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        done = batch_idx + 1  # where gradients wait for more, they would be lost
+        if done % trainer.accumulate_grad_batches == 0 or done == trainer.num_training_batches:
+            step, minutes = trainer.global_step, (time.monotonic() - self.saved_time) / 60
+            counted = self.every_n_train_steps is not None and step % self.every_n_train_steps == 0
+            if (counted and step != self.saved_step) or (
+                self.every_n_minutes is not None and minutes >= self.every_n_minutes
+            ):
+                self._save(trainer)
+            self._stop_if_asked(trainer)
+
+    def on_validation_batch_end(self, trainer: Trainer, *rest: Any, **more: Any) -> None:
+        if not trainer.sanity_checking and trainer.state.fn == TrainerFn.FITTING:
+            self._stop_if_asked(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer)
+        self._stop_if_asked(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            trainer.save_checkpoint(self.path)
+        self.saved_step, self.saved_time = trainer.global_step, time.monotonic()
+
+    def _stop_if_asked(self, trainer: Trainer) -> None:
+        """Here, between two batches, a checkpoint holds all that is needed to go on exactly."""
+        if not trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False):
+            return
+        self._save(trainer)
+        number = self.signal or signal.SIGTERM  # another process got it
+        if trainer.is_global_zero:
+            name = signal.Signals(number).name
+            run = near(trainer.default_root_dir)
+            log.warning("stopped by %s after step %d; go on with resume=%s", name, trainer.global_step, run)
+        raise SystemExit(128 + number)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        for number, handler in getattr(self, "handlers", {}).items():
+        for number, handler in self.handlers.items():
             signal.signal(number, handler)
         self.handlers = {}
 
 
-def find(path: str | os.PathLike[str] | None, name: str = "best.ckpt") -> Path:
-    """A checkpoint file, from its path, its run folder, or (None) the newest run.
+def find(path: str | os.PathLike[str] | None, *names: str) -> Path:
+    """A checkpoint file, from its path, its run folder, or (None) the newest run; the first of `names` that is there.
 
     Raises:
         ValueError: there is none.
     """
     if path is None:
-        found = [file for runs in RUNS for file in Path(runs).glob(f"**/checkpoints/{name}")]
+        found = [file for runs in RUNS for file in Path(runs).glob(f"**/checkpoints/{names[0]}")]
         if not found:
             raise ValueError(f"ckpt_path: no run below {' or '.join(RUNS)} has a checkpoint yet; run train.py first")
         return max(found, key=lambda file: file.stat().st_mtime)
-    for candidate in (Path(path), Path(path, "checkpoints", name), Path(path, name)):
+    places = [Path(path, folder, name) for name in names for folder in ("checkpoints", "")]
+    for candidate in (Path(path), *places):
         if candidate.is_file():
             return candidate
-    missing = f"the folder holds no checkpoints/{name}" if Path(path).is_dir() else "there is no such file or folder"
+    is_folder = Path(path).is_dir()
+    missing = f"the folder holds no checkpoints/{names[0]}" if is_folder else "there is no such file or folder"
     raise ValueError(f"ckpt_path={path}: {missing}")
+
+
+def held(folder: Path) -> Path | None:
+    """The checkpoint that a run in this folder would go on from."""
+    files = (folder / "checkpoints" / name for name in NEWEST)
+    return next((file for file in files if file.is_file()), None)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -191,7 +247,8 @@ def check_fits(path: Path, model: DigitClassifier) -> dict[str, Any]:
     """
     checkpoint = read(path)
     name = type(model).__name__
-    if any(part not in checkpoint for part in ("training", "loops", "images_seen", "optimizer_states")):
+    needed = ("training", "loops", "images_seen", "train_seconds", "optimizer_states")
+    if any(part not in checkpoint for part in needed):
         raise ValueError(f"ckpt_path={path}: holds weights alone, and cannot be continued; predict.py can use it")
     if checkpoint["model"] != name:
         raise ValueError(

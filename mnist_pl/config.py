@@ -6,11 +6,13 @@ import inspect
 import logging
 import os
 import platform
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
@@ -18,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from hydra.utils import get_object, instantiate
-from omegaconf import MISSING, DictConfig
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ class Train:
     seed: int = 1
     fit: bool = True
     ckpt_path: str | None = None
+    resume: str | None = None
     claim: float | None = None
 
 
@@ -59,6 +62,52 @@ ConfigStore.instance().store("train_schema", Train)
 ConfigStore.instance().store("predict_schema", Predict)
 
 
+def go_on(words: list[str]) -> list[str]:
+    """The words of a command line in which `resume=RUN` stands for all that the run was started with.
+
+    The other words win over the run's own. Ends the program where there is nothing left to do.
+
+    Raises:
+        ValueError: there is no such run, or it is a sweep that is asked for.
+    """
+    more = [word for word in words if not word.startswith("resume=")]
+    runs = [word.partition("=")[2].strip("'\"") for word in words if word.startswith("resume=")]
+    if not runs or runs[-1] in ("", "null"):
+        return words
+    if {"-m", "--multirun"} & set(words):
+        raise ValueError(f"resume={runs[-1]}: goes on with one run; leave out -m")
+    folder = Path(runs[-1])
+    if runs[-1] == "last":
+        from mnist_pl import checkpoint  # and with it, torch
+
+        folder = checkpoint.find(None, "last.ckpt").parent.parent
+    overrides = folder / ".hydra" / "overrides.yaml"
+    if not overrides.is_file() or not overrides.stat().st_size:
+        raise ValueError(
+            f"resume={runs[-1]}: {overrides} tells how a run was started, and is "
+            f"{'empty' if overrides.is_file() else 'not there'}; name a run folder, or say resume=last for the newest"
+        )
+    if (folder / "summary.json").exists() and not more:
+        print(f"{folder} is finished; to train it further, say for instance trainer.max_epochs=10 too")
+        sys.exit()
+    said = {_key(word): word for word in map(str, OmegaConf.load(overrides)) if _key(word) != "sweep"}
+    said |= {_key(word): word for word in more}
+    from mnist_pl import checkpoint
+
+    held = checkpoint.held(folder)
+    if held is not None:  # else it was killed before its first checkpoint, and begins anew
+        said["ckpt_path"] = f"ckpt_path={_quote(held)}"
+    return [*said.values(), f"hydra.run.dir={_quote(folder)}", "hydra.output_subdir=null"]
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")
+
+
+def _quote(path: Path) -> str:
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
 def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]":
     """Builds everything before anything is done, so that a bad setting fails before a download.
 
@@ -69,6 +118,8 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
         ".*LeafSpec.*is deprecated",  # Lightning 2.6's own use of something that torch 2.15 deprecates
         ".*recommended to use .*sync_dist=True",  # what is logged has been gathered by torchmetrics already
         ".*is smaller than the logging interval",  # our steps are counted over all epochs, so nothing goes unlogged
+        ".*call of `lr_scheduler.step\\(\\)` before",  # a process may begin with the end of an epoch
+        ".*exists and is not empty",  # the checkpoints of a run that is gone on with
     ):
         warnings.filterwarnings("ignore", message=known)
     import torch
@@ -98,6 +149,8 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
             f"trainer.accelerator={cfg.trainer.accelerator}: PyTorch {torch.__version__} finds no GPU on this machine; "
             "say trainer.accelerator=cpu, or auto to use one where there is one"
         )
+    if cfg.resume is not None:
+        raise ValueError(f"resume={cfg.resume}: is read from the command line alone, and goes on with one run")
     loggers = _make_all(cfg.logger, "logger", Logger)
     plugins = [DurableIO(), *(cfg.trainer.plugins or [])]
     trainer = make(cfg.trainer, "trainer", callbacks=callbacks, logger=loggers or False, plugins=plugins)
@@ -119,6 +172,17 @@ def _keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD, in bytes
         libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+
+
+def remember(cfg: DictConfig) -> None:
+    """Brings .hydra up to date in a folder that a run goes on in, where Hydra itself would risk what is there."""
+    from mnist_pl import checkpoint
+
+    folder = Path(HydraConfig.get().runtime.output_dir, ".hydra")
+    if HydraConfig.get().output_subdir is None and folder.exists():
+        said = OmegaConf.to_yaml(HydraConfig.get().overrides.task)
+        for name, text in (("config.yaml", OmegaConf.to_yaml(cfg)), ("overrides.yaml", said)):
+            checkpoint.write(folder / name, text.encode())
 
 
 def make(node: Any, name: str, **more: Any) -> Any:
@@ -181,6 +245,8 @@ def one_line_errors() -> Iterator[None]:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints its own errors, on many lines
     try:
         yield
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
         if WANTS_TRACEBACK or in_sweep or not _is_users(error):

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from lightning import LightningDataModule
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import SequentialSampler
@@ -64,6 +64,11 @@ class Batches:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Lightning calls it when it resumes in the middle of an epoch."""
         self.skip = state["done"] % self._share()
+
+    def batches_before(self, done: int) -> int | None:
+        """How many of this epoch's batches come before the one that `done` images lead to; None at an epoch's end."""
+        left = self._share() - done
+        return len(self) - -(-left // self.batch_size) if 0 < left < self._share() else None
 
     @property
     def sampler(self) -> Any:
@@ -263,8 +268,8 @@ def _hold_out(split: Split, count: int) -> tuple[Split, Split]:
 
 
 def _acts_on_batches(callback: Callback) -> bool:
-    if isinstance(callback, ModelCheckpoint):
-        return callback._every_n_train_steps > 0 or callback._train_time_interval is not None
+    if isinstance(callback, Checkpoint):  # ours, Lightning's
+        return any(getattr(callback, name, None) for name in ("every_n_train_steps", "_every_n_train_steps"))
     hooks = {"on_train_batch_start", "on_train_batch_end", "on_before_zero_grad"}
     hooks |= {"on_before_backward", "on_after_backward"}
     own = any(getattr(type(callback), hook) is not getattr(Callback, hook) for hook in hooks)

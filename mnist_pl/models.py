@@ -1,6 +1,7 @@
 """The networks, and the one LightningModule that trains them."""
 
 from collections.abc import Sequence
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -46,6 +47,7 @@ class DigitClassifier(LightningModule):
             raise ValueError(f"model.label_smoothing must be from 0 up to but not 1, got {label_smoothing!r}")
         self.mean, self.std, self.label_smoothing = mean, std, label_smoothing
         self.images_seen = 0  # training images, over all processes and epochs
+        self.started = perf_counter()  # less the seconds of training before a checkpoint that this run goes on from
         for stage in ("train", "val", "test"):
             self.add_module(f"{stage}_loss", MeanMetric(nan_strategy="disable"))
             self.add_module(f"{stage}_acc", MulticlassAccuracy(CLASSES, average="micro", validate_args=False))
@@ -53,6 +55,7 @@ class DigitClassifier(LightningModule):
         self._unscored: list[tuple[Tensor, Tensor]] = []  # logits and labels
         self._resumed: dict[str, Any] | None = None  # the "training" of the checkpoint that was loaded
         self._lengths: list[dict[str, Any]] = []  # of the schedules in the checkpoint that was loaded
+        self._validated = 0  # training batches, of all epochs, when the network was last validated
 
     def forward(self, images: Tensor) -> Tensor:  # (B, 1, 28, 28) in [0, 1] -> (B, 10) logits
         return self.net((images - self.mean) / self.std)
@@ -122,6 +125,8 @@ class DigitClassifier(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self._publish("val")
+        if not self.trainer.sanity_checking:
+            self._validated = self._batches_trained()
 
     def on_test_epoch_end(self) -> None:
         self._publish("test")
@@ -143,15 +148,18 @@ class DigitClassifier(LightningModule):
         self._unscored.clear()
         losses = F.cross_entropy(logits.float(), labels, reduction="none")
         if not losses.isfinite().all():
-            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            raise ValueError(
-                f"the training loss is no longer a number, noticed after step {self.global_step} at a learning rate "
-                f"of {rate:g}; try a smaller optimizer.lr, or trainer.gradient_clip_val=1; the last checkpoint is kept"
-            )
+            raise self._no_number("the training loss is no longer a number")
         return {
             "train/loss": self._metric("train", "loss")(losses),
             "train/acc": self._metric("train", "acc")(logits, labels),
         }
+
+    def _no_number(self, what: str) -> ValueError:
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        return ValueError(
+            f"{what}, noticed after step {self.global_step} at a learning rate of {rate:g}; try a smaller "
+            "optimizer.lr, or trainer.gradient_clip_val=1; the last checkpoint is kept"
+        )
 
     def _evaluate(self, stage: str, batch: Batch) -> None:
         images, labels = batch
@@ -208,16 +216,27 @@ class DigitClassifier(LightningModule):
         per_epoch = self.trainer.datamodule.steps_per_epoch  # type: ignore[attr-defined]
         return per_epoch * epochs if epochs is not None and epochs > 0 else float("inf")
 
+    def _batches_trained(self) -> int:
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if not all(parameter.isfinite().all() for parameter in self.parameters()):
+            raise self._no_number("the weights are no longer numbers")
+        for logger in self.trainer.loggers:
+            logger.save()  # the record goes at least as far as the checkpoint
         checkpoint["model"] = type(self).__name__
         checkpoint["images_seen"] = self.images_seen
+        checkpoint["train_seconds"] = perf_counter() - self.started
         checkpoint["metrics"] = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         loader: Any = self.trainer.train_dataloader
+        loop: Any = self.trainer.fit_loop
+        due = loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
         # What the rest of an epoch depends on, beside the weights: for resuming in its middle.
         checkpoint["training"] = {
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
             "loader": None if loader is None else loader.state_dict(),
+            "validate_first": due and self._validated != self._batches_trained(),
             "unscored": [(logits.clone(), labels.clone()) for logits, labels in self._unscored],
             "scores": {name: self._metric("train", name).metric_state for name in ("loss", "acc")},
         }
@@ -230,10 +249,29 @@ class DigitClassifier(LightningModule):
         loop["epoch_loop.manual_optimization.optim_step_progress"]["total"]["completed"] = checkpoint["global_step"]
         steps = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]
         steps["total"]["completed"] = checkpoint["global_step"]
+        self._place_in_epoch(loop, checkpoint["training"])
         # A schedule's position comes from the checkpoint, its length from this run, which may have more epochs.
         lengths = ("total_steps", "_schedule_phases", "T_max")
         schedulers = checkpoint.get("lr_schedulers", [])
         self._lengths = [{name: state.pop(name) for name in lengths if name in state} for state in schedulers]
+
+    def _place_in_epoch(self, loop: dict[str, Any], training: dict[str, Any]) -> None:
+        """Corrects the counters of Lightning's loops, where they would lead on to another point than was left."""
+        batches, validation = loop["epoch_loop.batch_progress"], loop["epoch_loop.val_loop.batch_progress"]
+        if training["validate_first"]:
+            # Stopped after a batch that validation follows, or in that validation: Lightning would leave it out.
+            # So the batch is marked as completed, and validation as begun.
+            for counts in (batches["total"], batches["current"]):
+                counts["completed"] = counts["processed"]
+            validation["total"] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+            validation["current"] = dict.fromkeys(validation["current"], 0)
+            validation["is_last_batch"] = False
+        elif training["loader"] is not None:
+            # This run may take another number of batches in one of Lightning's steps.
+            loader = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
+            done = loader.batches_before(**training["loader"])
+            if done is not None:
+                batches["current"] = {"ready": done, "started": done, "processed": done, "completed": done - 1}
 
     def on_train_start(self) -> None:
         if self._resumed is not None:

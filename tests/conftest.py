@@ -35,7 +35,7 @@ def _child(words: list[str], folder: Path, variables: dict[str, str]) -> None:
     os.chdir(folder)
     os.environ.pop("MNIST_ROOT", None)
     os.environ.update(variables)
-    sys.path[0:0] = [str(ROOT)]
+    sys.path[0:0] = [str(ROOT), str(ROOT / "tests")]
     sys.argv = [str(ROOT / words[0]), *words[1:]]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
@@ -89,7 +89,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     rows: dict[tuple[str, str], list[int]] = {}
     for outcome in ("passed", "failed", "error"):
         for report in terminalreporter.getreports(outcome):
-            facts = dict(report.user_properties)
+            facts = dict(getattr(report, "user_properties", ()))
             if "promise" in facts:
                 counts = rows.setdefault(tuple(facts["promise"]), [0, 0])
                 counts[0] += facts.get("tried", 1)

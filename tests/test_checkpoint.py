@@ -3,14 +3,16 @@
 import os
 import signal
 import subprocess
-import sys
-import time
+from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, Run
+from conftest import Run, execute
+from lightning import Trainer
+from lightning.pytorch.callbacks import Checkpoint
 
 from mnist_pl import checkpoint
 
@@ -34,34 +36,83 @@ def same(one: Any, other: Any, where: str = "") -> None:
         assert one == other, where
 
 
-@pytest.mark.parametrize(
-    ("number", "every"),
-    [(signal.SIGKILL, "null"), (signal.SIGKILL, "7"), (signal.SIGTERM, "null"), (signal.SIGINT, "null")],
-)
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(run: Run, tmp_path: Path, number: int, every: str) -> None:
-    words = ["train.py", *WORDS, f"callbacks.last.every_n_train_steps={every}"]
-    assert run(*words, "hydra.run.dir=whole").code == 0
-    command = [sys.executable, str(ROOT / "train.py"), *words[1:], "hydra.run.dir=stopped"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (last.exists() and checkpoint.read(last)["global_step"] >= 82):
-        time.sleep(0.01)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    if number == signal.SIGKILL:
-        assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
-    else:
-        assert process.returncode == 128 + number and "Traceback" not in err, err
-        assert f"stopped by {signal.Signals(number).name} after step" in out
-    stopped = checkpoint.read(last)
-    assert 82 <= stopped["global_step"] < 3 * 82
-    assert run(*words, "hydra.run.dir=more", "ckpt_path=stopped").code == 0
-    whole, more = (checkpoint.read(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("whole", "more"))
-    for part in ("state_dict", "optimizer_states", "lr_schedulers", "metrics", "images_seen", "global_step"):
-        same(whole[part], more[part], part)
-    best, ours = (checkpoint.read(tmp_path / name / "checkpoints" / "best.ckpt") for name in ("whole", "more"))
-    same(best["state_dict"], ours["state_dict"], "best")
+class Stop(Checkpoint):
+    """Sends its own process a signal at a moment that is known. It is a Checkpoint to come right before the others."""
+
+    def __init__(self) -> None:
+        hook, step, number = os.environ["STOP"].split()
+
+        def send(trainer: Trainer, *rest: Any, **more: Any) -> None:
+            if trainer.global_step == int(step) and not trainer.sanity_checking and "STOP" in os.environ:
+                del os.environ["STOP"]
+                os.kill(os.getpid(), int(number))
+
+        setattr(self, hook, send)
+
+
+def same_runs(one: Path, other: Path) -> None:
+    for name in ("last", "best"):
+        left, right = (checkpoint.read(folder / "checkpoints" / f"{name}.ckpt") for folder in (one, other))
+        for part in (
+            "state_dict",
+            "optimizer_states",
+            "lr_schedulers",
+            "metrics",
+            "images_seen",
+            "global_step",
+            "epoch",
+        ):
+            same(left[part], right[part], f"{name}: {part}")
+        same(left["training"]["random"], right["training"]["random"], f"{name}: random")
+    assert (one / "metrics.csv").read_text() == (other / "metrics.csv").read_text()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The folder of an unbroken run."""
+    runs: dict[tuple[str, ...], Path] = {}
+
+    def get(*words: str) -> Path:
+        if words not in runs:
+            folder = tmp_path_factory.mktemp("whole")
+            ended = execute(folder, "train.py", *WORDS, *words, "hydra.run.dir=run")
+            assert ended.code == 0, ended.err
+            runs[words] = folder / "run"
+        return runs[words]
+
+    return get
+
+
+ONE_BY_ONE = "callbacks.last.every_n_train_steps=1000"  # else several batches make one of Lightning's steps
+MOMENTS = {  # 82 steps make an epoch
+    "mid-epoch": ("on_train_batch_end", 100, ONE_BY_ONE),
+    "mid-epoch, many batches at once": ("on_train_batch_end", 82 + 64),
+    "after the last step": ("on_train_batch_end", 164, ONE_BY_ONE),
+    "after the last step, many batches at once": ("on_train_batch_end", 82),
+    "in validation": ("on_validation_batch_start", 82, "scheduler=step", "scheduler.step_size=1"),
+    "in validation, many batches at once": ("on_validation_batch_start", 164, ONE_BY_ONE),
+    "at an epoch's end": ("on_train_epoch_end", 82),
+    "in a validation within an epoch": ("on_validation_batch_start", 41, "trainer.val_check_interval=0.5"),
+    "before gradients are complete": ("on_train_batch_start", 20, "trainer.accumulate_grad_batches=3"),
+}
+
+
+@pytest.mark.promise("a stopped run goes on to the same bits", "signals at each kind of moment, then resume=")
+@pytest.mark.parametrize(("moment", "number"), list(zip(MOMENTS, cycle(checkpoint.STOPPING), strict=False)))
+def test_a_signal_stops_a_run_that_then_goes_on(
+    run: Run, tmp_path: Path, whole: Callable[..., Path], moment: str, number: int
+) -> None:
+    hook, step, *more = MOMENTS[moment]
+    words = ["train.py", *WORDS, *more, "callbacks.progress._target_=test_checkpoint.Stop", "hydra.run.dir=run"]
+    ended = run(*words, STOP=f"{hook} {step} {int(number)}")
+    assert ended.code == 128 + number, ended
+    assert f"stopped by {signal.Signals(number).name} after step" in ended.out and "resume=run" in ended.out
+    assert "Traceback" not in ended.err
+    last = checkpoint.read(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert step <= last["global_step"] <= step + 1
+    ended = run("train.py", "resume=run", "callbacks.progress._target_=mnist_pl.callbacks.Progress")
+    assert ended.code == 0 and not ended.err, ended.err
+    same_runs(whole(*more), tmp_path / "run")
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_one(tmp_path: Path) -> None:
