@@ -5,6 +5,7 @@ import os
 import runpy
 import sys
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,10 +41,15 @@ def _child(words: list[str], folder: Path, variables: dict[str, str]) -> None:
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
-def execute(folder: Path, *words: str, limit: float = 120, **variables: str) -> Ended:
+def start(folder: Path, *words: str, **variables: str) -> BaseProcess:
     """`words` is a script of the project and its arguments; it runs in `folder`."""
     process = PROCESSES.Process(target=_child, args=(list(words), folder, variables))
     process.start()
+    return process
+
+
+def execute(folder: Path, *words: str, limit: float = 120, **variables: str) -> Ended:
+    process = start(folder, *words, **variables)
     process.join(limit)
     if process.is_alive():
         process.kill()

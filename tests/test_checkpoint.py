@@ -6,11 +6,12 @@ import subprocess
 from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 import torch
-from conftest import Run, execute
+from conftest import Run, execute, start
 from lightning import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
@@ -113,6 +114,37 @@ def test_a_signal_stops_a_run_that_then_goes_on(
     ended = run("train.py", "resume=run", "callbacks.progress._target_=mnist_pl.callbacks.Progress")
     assert ended.code == 0 and not ended.err, ended.err
     same_runs(whole(*more), tmp_path / "run")
+
+
+@pytest.mark.promise("a killed run goes on to the same bits", "SIGKILL at random moments, then resume=")
+def test_a_run_that_is_killed_at_random_moments_goes_on(
+    tmp_path: Path, whole: Callable[..., Path], record_property: Callable[[str, Any], None]
+) -> None:
+    words = ["trainer.max_epochs=8", "callbacks.last.every_n_train_steps=15"]
+    random, kills, wanted = Random(1), 0, int(os.environ.get("KILLS", "12"))
+    while kills < wanted:
+        folder = tmp_path / str(kills)
+        folder.mkdir()
+        begin = ["train.py", *WORDS, *words, "hydra.run.dir=run"]
+        said, reached, code = folder / "run" / ".hydra" / "overrides.yaml", 0, None
+        while code != 0:
+            started = said.exists() and said.stat().st_size
+            process = start(folder, *(["train.py", "resume=run"] if started else begin))
+            process.join(random.uniform(0.2, 3) if kills < wanted else 120)
+            process.kill()
+            process.join()
+            code = process.exitcode
+            assert code in (0, -signal.SIGKILL), (folder / ".err").read_text()
+            kills += code != 0
+            steps = {}
+            for name in ("last", "best"):
+                path = folder / "run" / "checkpoints" / f"{name}.ckpt"
+                steps[name] = checkpoint.read(path)["global_step"] if path.exists() else 0
+            assert steps["last"] >= reached, "a checkpoint was lost"
+            reached = steps["last"]
+        same_runs(whole(*words), folder / "run")
+        assert not list((folder / "run").glob("**/*.part"))
+    record_property("tried", kills)
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_one(tmp_path: Path) -> None:
