@@ -55,7 +55,7 @@ def run(
         )
     trained = checkpoint.check_fits(start, model) if start is not None else None
     if trained is not None and fit:
-        epochs = trained["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        epochs = trained["epochs"]
         untested = held is not None and not (folder / "summary.json").exists()  # killed after its last epoch
         if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= epochs and not untested:
             raise ValueError(
@@ -75,7 +75,12 @@ def run(
             trainer.num_sanity_val_steps = 0  # its score is in the record already
         model.started = perf_counter() - (trained["train_seconds"] if trained is not None else 0)
         trainer.ckpt_path = start
-        trainer.fit(model, datamodule=data, weights_only=True)
+        try:
+            trainer.fit(model, datamodule=data, weights_only=True)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            if start is None or trainer.global_step not in (0, trained["global_step"]):
+                raise
+            raise ValueError(f"ckpt_path={start}: cannot be continued ({type(error).__name__}: {error})") from error
         trainer.ckpt_path = None
         seconds = perf_counter() - model.started
         paths = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, checkpoint.Best)]

@@ -3,10 +3,14 @@
 import io
 import logging
 import os
+import pickletools
+import re
 import shutil
 import signal
 import threading
 import time
+import zipfile
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,9 @@ log = logging.getLogger(__name__)
 
 RUNS = ("outputs", "multirun")  # where Hydra puts run folders, below the current one
 NEWEST = ("last.ckpt", "best.ckpt")  # a run that is killed as it writes its first ones has the best alone
+# What torch.save writes for numbers, strings, containers and tensors of the usual kinds.
+PLAIN = re.compile(r"torch \w+Storage|torch\._utils _rebuild_tensor_v2|collections OrderedDict")
+LARGEST_LAYER = 2_000_000  # numbers for one image: two gigabytes for the 250 images that predict.py takes at a time
 # Ctrl-C, `kill`, and what SLURM (#SBATCH --signal) and submitit send before a time limit.
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -203,10 +210,14 @@ def read(path: Path) -> dict[str, Any]:
     """The checkpoint's plain values and tensors, on the CPU. Nothing in the file is executed.
 
     Raises:
-        ValueError: the file is not a checkpoint of this project.
+        ValueError: the file is not a checkpoint of this project, or holds less than it claims.
     """
     try:
+        _look_through(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        claimed = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(checkpoint))
+        if claimed > path.stat().st_size:  # views of a few numbers, that would fill the memory when copied
+            raise ValueError(f"its tensors claim {claimed:,} bytes")
     except Exception as error:  # a stranger's file can break the reader in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"ckpt_path={path}: not a checkpoint that can be read safely ({reason})") from error
@@ -216,6 +227,35 @@ def read(path: Path) -> dict[str, Any]:
     ):
         raise ValueError(f"ckpt_path={path}: not a checkpoint of this project (it lacks {', '.join(kinds)})")
     return checkpoint
+
+
+def _look_through(path: Path) -> None:
+    """Raises ValueError where unpacking would take more memory than the file, or call more than makes a tensor.
+
+    torch.load with weights_only=True runs no stranger's code, but it unpacks deflated entries, and builds a bytearray
+    of any length.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise ValueError("it is a compressed archive, which torch.save never writes")
+        for entry in entries:
+            if entry.filename.endswith(".pkl"):
+                for opcode, name, _ in pickletools.genops(archive.read(entry)):
+                    if "GLOBAL" in opcode.name and not PLAIN.fullmatch(str(name)):
+                        raise ValueError(f"it calls for {name}")
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """All in a nest of containers, each container once: it may hold itself."""
+    waiting, seen = [value], set()
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, torch.Tensor):
+            yield item
+        elif isinstance(item, dict | list | tuple) and id(item) not in seen:
+            seen.add(id(item))
+            waiting += item.values() if isinstance(item, dict) else item
 
 
 def load_model(path: Path) -> tuple[DigitClassifier, dict[str, Any]]:
@@ -229,14 +269,34 @@ def load_model(path: Path) -> tuple[DigitClassifier, dict[str, Any]]:
     if checkpoint["model"] not in classes:
         raise ValueError(f"ckpt_path={path}: holds a {checkpoint['model']!r}, not one of {', '.join(classes)}")
     settings = {**checkpoint["hyper_parameters"], "optimizer": None, "scheduler": None}
+    weights = checkpoint["state_dict"]
     try:
+        if any(isinstance(value, list) and len(value) > len(weights) for value in settings.values()):
+            raise ValueError("it describes more layers than it has weights")
         with torch.device("meta"):  # shapes without memory, whatever sizes a stranger's file asks for
-            _compare(classes[checkpoint["model"]](**settings), checkpoint["state_dict"])
+            sketch = classes[checkpoint["model"]](**settings).eval()
+            _compare(sketch, weights)
+            _measure(sketch)
+        if not all(tensor.isfinite().all() for tensor in weights.values()):
+            raise ValueError("some of its weights are no numbers")
         model = classes[checkpoint["model"]](**settings)
+        model.load_state_dict(weights)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"ckpt_path={path}: does not hold what it describes ({error})") from error
-    model.load_state_dict(checkpoint["state_dict"])
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"ckpt_path={path}: does not hold what it describes ({reason})") from error
     return model.eval(), checkpoint
+
+
+def _measure(sketch: DigitClassifier) -> None:
+    """Raises ValueError where one layer's answer to one image is larger than this project's networks make sense of."""
+    sizes: list[int] = []
+    for layer in sketch.modules():
+        layer.register_forward_hook(lambda module, images, answer: sizes.append(answer.numel()))
+    sketch(torch.empty(1, 1, 28, 28))
+    if max(sizes) > LARGEST_LAYER:
+        raise ValueError(
+            f"one of its layers gives {max(sizes):,} numbers for each image; {LARGEST_LAYER:,} are the most"
+        )
 
 
 def check_fits(path: Path, model: DigitClassifier) -> dict[str, Any]:
@@ -247,8 +307,8 @@ def check_fits(path: Path, model: DigitClassifier) -> dict[str, Any]:
     """
     checkpoint = read(path)
     name = type(model).__name__
-    needed = ("training", "loops", "images_seen", "train_seconds", "optimizer_states")
-    if any(part not in checkpoint for part in needed):
+    needed = {"training": dict, "loops": dict, "epochs": int, "global_step": int, "train_seconds": float}
+    if any(not isinstance(checkpoint.get(part), kind) for part, kind in needed.items()):
         raise ValueError(f"ckpt_path={path}: holds weights alone, and cannot be continued; predict.py can use it")
     if checkpoint["model"] != name:
         raise ValueError(

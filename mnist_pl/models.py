@@ -1,6 +1,7 @@
 """The networks, and the one LightningModule that trains them."""
 
 from collections.abc import Sequence
+from math import isfinite
 from time import perf_counter
 from typing import Any
 
@@ -41,8 +42,9 @@ class DigitClassifier(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        if not std > 0:
-            raise ValueError(f"model.std must be positive, got {std!r}")
+        for name, value in {"mean": mean, "std": std}.items():
+            if not isinstance(value, int | float) or not isfinite(value) or (name == "std" and value <= 0):
+                raise ValueError(f"model.{name} must be a {'positive ' * (name == 'std')}number, got {value!r}")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"model.label_smoothing must be from 0 up to but not 1, got {label_smoothing!r}")
         self.mean, self.std, self.label_smoothing = mean, std, label_smoothing
@@ -226,6 +228,7 @@ class DigitClassifier(LightningModule):
             logger.save()  # the record goes at least as far as the checkpoint
         checkpoint["model"] = type(self).__name__
         checkpoint["images_seen"] = self.images_seen
+        checkpoint["epochs"] = self.trainer.fit_loop.epoch_progress.current.processed
         checkpoint["train_seconds"] = perf_counter() - self.started
         checkpoint["metrics"] = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         loader: Any = self.trainer.train_dataloader
