@@ -78,7 +78,7 @@ def run(
         try:
             trainer.fit(model, datamodule=data, weights_only=True)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            if start is None or trainer.global_step not in (0, trained["global_step"]):
+            if trained is None or trainer.global_step not in (0, trained["global_step"]):
                 raise
             raise ValueError(f"ckpt_path={start}: cannot be continued ({type(error).__name__}: {error})") from error
         trainer.ckpt_path = None

@@ -249,12 +249,12 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
         in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-        if WANTS_TRACEBACK or in_sweep or not _is_users(error):
+        if WANTS_TRACEBACK or in_sweep or not is_users(error):
             raise
-        sys.exit(f"error: {_explain(error)}")
+        sys.exit(f"error: {explain(error)}")
 
 
-def _is_users(error: Exception) -> bool:
+def is_users(error: Exception) -> bool:
     kinds: tuple[type[Exception], ...] = (HydraException, OmegaConfBaseException, ValueError, OSError)
     if "lightning" in sys.modules:
         from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -263,7 +263,7 @@ def _is_users(error: Exception) -> bool:
     return isinstance(error, kinds)
 
 
-def _explain(error: Exception) -> str:
+def explain(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
         return f"{group}={option}: there is no such option; there are {', '.join(error.options)}"

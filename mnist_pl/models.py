@@ -228,11 +228,11 @@ class DigitClassifier(LightningModule):
             logger.save()  # the record goes at least as far as the checkpoint
         checkpoint["model"] = type(self).__name__
         checkpoint["images_seen"] = self.images_seen
-        checkpoint["epochs"] = self.trainer.fit_loop.epoch_progress.current.processed
         checkpoint["train_seconds"] = perf_counter() - self.started
         checkpoint["metrics"] = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         loader: Any = self.trainer.train_dataloader
         loop: Any = self.trainer.fit_loop
+        checkpoint["epochs"] = loop.epoch_progress.current.processed
         due = loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
         # What the rest of an epoch depends on, beside the weights: for resuming in its middle.
         checkpoint["training"] = {

@@ -1,26 +1,51 @@
 """What a sweep reports at its end. `python -m mnist_pl.sweep FOLDER` prints it again, as Markdown."""
 
 import json
-import logging
+import math
 import statistics
 import sys
+import traceback
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-log = logging.getLogger(__name__)
+from mnist_pl.config import explain, is_users
+
+FAILED = "error.txt"  # in a job's folder: what stopped it
 
 
 class Report(Callback):
-    """Logs one table when the last job of a sweep has ended."""
+    """Lets a sweep go on when a job fails; at its end, one table, the failed jobs, and an exit code that tells.
+
+    A job may have run in another process (with another launcher), so its failure is told by a file in its folder.
+    """
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        note = Path(config.hydra.runtime.output_dir, FAILED)
+        note.unlink(missing_ok=True)
+        if job_return.status == JobStatus.FAILED and config.hydra.mode == RunMode.MULTIRUN:
+            error = job_return._return_value
+            if not is_users(error):
+                traceback.print_exception(error)
+            reason = f"{' '.join(config.hydra.overrides.task)}: {explain(error)}"
+            print(f"error: job {config.hydra.job.num} failed: {reason}", file=sys.stderr)
+            note.write_text(reason + "\n")
+            # Hydra would end the sweep with the first failure, after the last job but before the table.
+            job_return.status, job_return.return_value = JobStatus.COMPLETED, math.nan
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
-        lines = table(read(folder))
-        print("\n" + "\n".join(lines) + f"\n\nThe runs are in {folder}")
+        runs, failed = read(folder), sorted(folder.glob(f"**/{FAILED}"))
+        if runs:
+            print("\n" + "\n".join(table(runs)))
+        print(f"\nThe runs are in {folder}")
+        if failed:  # not an Exception, which Hydra would turn into a warning
+            raise SystemExit("\n".join(f"error: {note.parent} failed: {note.read_text().strip()}" for note in failed))
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -29,7 +54,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
     for path in sorted(folder.glob("**/summary.json"), key=lambda path: path.stat().st_mtime):
         overrides = path.parent / ".hydra" / "overrides.yaml"
         said = [str(word) for word in OmegaConf.load(overrides)] if overrides.exists() else []
-        choice = " ".join(word for word in said if not word.startswith(("seed=", "sweep=")))
+        choice = " ".join(word for word in said if not word.startswith(("seed=", "sweep=", "ckpt_path=")))
         runs.append({**json.loads(path.read_text()), "choice": choice or "default"})
     return runs
 

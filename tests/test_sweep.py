@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from conftest import Run, one_line
 
 from mnist_pl import sweep
@@ -48,3 +49,22 @@ def test_the_command_prints_a_finished_sweep(run: Run, tmp_path: Path) -> None:
     assert ended.code == 0 and "| model=mlp | 1" in ended.out
     assert "no run below nothing" in one_line(run("mnist_pl/sweep.py", "nothing"))
     assert "say which folder" in one_line(run("mnist_pl/sweep.py"))
+
+
+@pytest.mark.promise(
+    "a sweep with a failed job finishes the others and says so", "a learning rate of 1e30 among others"
+)
+def test_a_failed_job_does_not_stop_the_others(run: Run, tmp_path: Path) -> None:
+    words = ("data=digits", "model=mlp", "trainer.max_epochs=1", "optimizer=sgd", "scheduler=none")
+    ended = run("train.py", "-m", *words, "optimizer.lr=0.1,1e30,0.01", "data.batch_size=32,0", "hydra.sweep.dir=sweep")
+    assert ended.code == 1
+    assert len([line for line in ended.out.splitlines() if line.startswith("| data=digits")]) == 2, "the table is there"
+    lines = ended.err.splitlines()
+    assert len(lines) == 8 and all(line.startswith("error: ") for line in lines), ended.err
+    assert "sweep/2 failed" in lines[5] and "optimizer.lr=1e+30" in lines[5] and "no longer a number" in lines[5]
+    assert "sweep/1 failed" in lines[4] and "data.batch_size must be a positive whole number" in lines[4]
+    assert (
+        not (tmp_path / "sweep/0/error.txt").exists() and (tmp_path / "sweep/2/checkpoints/last.ckpt").exists() is False
+    )
+    assert run("train.py", "resume=sweep/2", "optimizer.lr=0.1").code == 0
+    assert not (tmp_path / "sweep/2/error.txt").exists()
