@@ -121,7 +121,7 @@ class MetricsCSV(Logger):
         self.columns += dict.fromkeys(new)
         text = io.StringIO()
         writer = csv.DictWriter(text, self.columns)
-        if new or not self.written:  # a column that the header lacks: write everything anew
+        if new or (self.rows and not self.written):  # a column that the header lacks: write everything anew
             writer.writeheader()
             writer.writerows(self.rows)
             checkpoint.write(self.path, text.getvalue().encode())

@@ -2,12 +2,14 @@
 
 import ctypes
 import difflib
+import errno
 import inspect
 import logging
 import os
 import platform
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from mnist_pl.data import MNISTDataModule
     from mnist_pl.models import DigitClassifier
 
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
@@ -119,6 +122,7 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
         ".*recommended to use .*sync_dist=True",  # what is logged has been gathered by torchmetrics already
         ".*is smaller than the logging interval",  # our steps are counted over all epochs, so nothing goes unlogged
         ".*call of `lr_scheduler.step\\(\\)` before",  # a process may begin with the end of an epoch
+        ".*joblib will operate in serial mode",  # without /dev/shm; scikit-learn only brings the embedded digits
         ".*exists and is not empty",  # the checkpoints of a run that is gone on with
     ):
         warnings.filterwarnings("ignore", message=known)
@@ -243,6 +247,8 @@ def one_line_errors() -> Iterator[None]:
     HYDRA_FULL_ERROR=1 shows the traceback of both. In a sweep, Hydra gets to see the error of a job and goes on.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints its own errors, on many lines
+    logging.raiseExceptions = False  # a log file on a full disk; what matters more will not fit either, and says so
+    threading.excepthook = _in_thread
     try:
         yield
     except KeyboardInterrupt:
@@ -252,6 +258,12 @@ def one_line_errors() -> Iterator[None]:
         if WANTS_TRACEBACK or in_sweep or not is_users(error):
             raise
         sys.exit(f"error: {explain(error)}")
+
+
+def _in_thread(failure: threading.ExceptHookArgs) -> None:
+    """TensorBoard's writer raises what its thread met in the main one too."""
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
 
 
 def is_users(error: Exception) -> bool:
@@ -277,6 +289,10 @@ def explain(error: Exception) -> str:
         known = list(cause.parent_node)
         return f"{cause.full_key}: there is no such setting; {_suggest(str(cause.key), known)}"
     text = str(error)
+    number = getattr(error, "errno", None) or getattr(cause, "errno", None)
+    if number in UNWRITABLE:
+        where = f" in {HydraConfig.get().runtime.output_dir}" if HydraConfig.initialized() else ""
+        text += f"; make room{where}, or choose another folder for the run with hydra.run.dir=FOLDER"
     if isinstance(cause, OmegaConfBaseException):
         text += f": {cause.msg}"
     return _line(text)

@@ -2,14 +2,20 @@
 
 import csv
 import json
+import os
+import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from conftest import HAS_MNIST, MNIST_ROOT, ROOT, Run, needs_mnist, one_line
+
+from mnist_pl import checkpoint
 
 QUICK = ("data=digits", "trainer.max_epochs=1", "hydra.run.dir=run")
 
@@ -230,3 +236,114 @@ def test_a_preset_learns_mnist(run: Run, preset: str, tmp_path: Path) -> None:
 
 def test_mnist_is_found_or_the_skip_says_why() -> None:
     assert HAS_MNIST or "MNIST_ROOT" in needs_mnist.kwargs["reason"]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """A small disk of its own: give it the options of `mount`, as often as you like."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = False
+
+    def mount(options: str) -> Path:
+        nonlocal mounted
+        again = ["remount," + options] if mounted else [options]
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", *again, "tmpfs", folder], capture_output=True).returncode:
+            pytest.skip("mounting a small disk needs to be root")
+        mounted = True
+        return folder
+
+    yield mount
+    if mounted:
+        subprocess.run(["umount", folder], check=True)
+
+
+SMALL = (
+    "data=digits",
+    "model.channels=[4,8]",
+    "model.hidden=[20]",
+    "data.batch_size=16",
+    "trainer.log_every_n_steps=1",
+)
+
+
+@pytest.mark.promise(
+    "a full disk: one clear error, the earlier checkpoint whole; with room, the run goes on",
+    "real disks of 8 to 260 kB",
+)
+@pytest.mark.parametrize("size", [8, 32, 64, 128, 260])
+def test_a_full_disk(run: Run, disk: Callable[[str], Path], size: int) -> None:
+    folder = disk(f"size={size}k")
+    line = one_line(run("train.py", *SMALL, "trainer.max_epochs=3", f"hydra.run.dir={folder}/run"))
+    assert "No space left on device" in line and "hydra.run.dir=FOLDER" in line
+    checkpoints = list(folder.glob("run/checkpoints/*"))
+    for path in checkpoints:
+        checkpoint.read(path)
+    if checkpoints:
+        assert "No space left" in one_line(run("train.py", f"resume={folder}/run"))
+        disk("size=4m")
+        assert run("train.py", f"resume={folder}/run").code == 0
+        assert summary(folder / "run")["epochs"] == 3
+
+
+STARVED = "no shared memory, one core, a wrong clock, folders that cannot be written"
+
+
+@pytest.mark.promise(STARVED, "read-only disks")
+def test_a_folder_that_cannot_be_written(run: Run, disk: Callable[[str], Path], trained: Path) -> None:
+    folder = disk("ro")
+    for words in (["train.py", "data=digits"], ["predict.py", f"ckpt_path={trained}"]):
+        line = one_line(run(*words, f"hydra.run.dir={folder}/run"))
+        assert "Read-only file system" in line and "hydra.run.dir=FOLDER" in line
+
+
+@pytest.mark.promise(STARVED, "/dev/shm taken away in a namespace of its own; one core")
+def test_without_shared_memory_and_on_one_core(tmp_path: Path) -> None:
+    script = f"mount -t tmpfs -o ro,size=4k tmpfs /dev/shm; exec taskset -c 0 {sys.executable} {ROOT / 'train.py'}"
+    command = ["unshare", "--mount", "sh", "-ec", f"{script} {' '.join(QUICK)} model=mlp"]
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("a mount namespace needs to be root")
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0 and not ended.stderr, ended.stderr
+    assert "cpu, 1 threads" in summary(tmp_path / "run")["device"]
+
+
+CLOCK = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <time.h>
+int clock_gettime(clockid_t which, struct timespec *now) {
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
+    int code = real(which, now);
+    if (which == CLOCK_REALTIME) now->tv_sec += atol(getenv("CLOCK_OFF"));
+    return code;
+}
+time_t time(time_t *out) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (out) *out = now.tv_sec;
+    return now.tv_sec;
+}
+"""
+
+
+@pytest.mark.promise(STARVED, "1970, 2100, and a clock set back between a run and its resume")
+@pytest.mark.parametrize("off", ["1970", "2100"])
+def test_a_wrong_clock(run: Run, tmp_path: Path, off: str) -> None:
+    """The program asks the C library for the time of day, and gets this one."""
+    (tmp_path / "clock.c").write_text(CLOCK)
+    build = ["cc", "-shared", "-fPIC", "-o", "clock.so", "clock.c", "-ldl"]
+    if shutil.which("cc") is None:
+        pytest.skip("there is no C compiler")
+    subprocess.run(build, cwd=tmp_path, check=True)
+    seconds = (int(off) - 1970) * 365 * 86_400 - int(time.time()) + 40 * 86_400
+    command = [sys.executable, str(ROOT / "train.py"), "data=digits", "model=mlp", "trainer.max_epochs=1"]
+    variables = {**os.environ, "LD_PRELOAD": str(tmp_path / "clock.so"), "CLOCK_OFF": str(seconds)}
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=variables)
+    assert ended.returncode == 0 and not ended.stderr, ended.stderr
+    (folder,) = tmp_path.glob("outputs/*/*")
+    assert folder.parent.name.startswith(off)
+    assert run("train.py", "resume=last", "trainer.max_epochs=2").code == 0
+    assert summary(folder)["epochs"] == 2
