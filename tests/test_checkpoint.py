@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import zipfile
@@ -19,6 +20,7 @@ from hypothesis import settings as settings_
 from hypothesis import strategies as st
 from lightning import Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mnist_pl import checkpoint
 from mnist_pl.models import MLP
@@ -57,7 +59,7 @@ class Stop(Checkpoint):
         setattr(self, hook, send)
 
 
-def same_runs(one: Path, other: Path) -> None:
+def same_runs(one: Path, other: Path, record: bool = True) -> None:
     for name in ("last", "best"):
         left, right = (checkpoint.read(folder / "checkpoints" / f"{name}.ckpt") for folder in (one, other))
         for part in (
@@ -71,7 +73,7 @@ def same_runs(one: Path, other: Path) -> None:
         ):
             same(left[part], right[part], f"{name}: {part}")
         same(left["training"]["random"], right["training"]["random"], f"{name}: random")
-    assert (one / "metrics.csv").read_text() == (other / "metrics.csv").read_text()
+    assert not record or (one / "metrics.csv").read_text() == (other / "metrics.csv").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +92,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return get
 
 
+GO_ON = "callbacks.progress._target_=mnist_pl.callbacks.Progress"
 ONE_BY_ONE = "callbacks.last.every_n_train_steps=1000"  # else several batches make one of Lightning's steps
 MOMENTS = {  # 82 steps make an epoch
     "mid-epoch": ("on_train_batch_end", 100, ONE_BY_ONE),
@@ -117,9 +120,69 @@ def test_a_signal_stops_a_run_that_then_goes_on(
     assert "Traceback" not in ended.err
     last = checkpoint.read(tmp_path / "run" / "checkpoints" / "last.ckpt")
     assert step <= last["global_step"] <= step + 1
-    ended = run("train.py", "resume=run", "callbacks.progress._target_=mnist_pl.callbacks.Progress")
+    ended = run("train.py", "resume=run", GO_ON)
     assert ended.code == 0 and not ended.err, ended.err
     same_runs(whole(*more), tmp_path / "run")
+
+
+@pytest.mark.promise("a stopped run goes on to the same bits", "2 epochs, then resume= or ckpt_path= to 4")
+@pytest.mark.parametrize("how", ["resume", "ckpt_path"])
+def test_two_epochs_and_two_more_are_four(run: Run, tmp_path: Path, whole: Callable[..., Path], how: str) -> None:
+    words = ["scheduler=step", "scheduler.step_size=1"]
+    assert run("train.py", *WORDS, *words, "trainer.max_epochs=2", "hydra.run.dir=run").code == 0
+    if how == "resume":
+        more = ["resume=run"]
+    else:
+        more = [*WORDS, *words, "ckpt_path=run", "hydra.run.dir=more", "trainer.num_sanity_val_steps=0"]
+    ended = run("train.py", *more, "trainer.max_epochs=4")
+    assert ended.code == 0 and not ended.err, ended.err
+    four, ours = whole(*words, "trainer.max_epochs=4"), tmp_path / ("run" if how == "resume" else "more")
+    same_runs(four, ours, record=False)
+    if how == "resume":
+        assert curve(ours, "val/acc") == curve(four, "val/acc") and curve(ours, "lr") == curve(four, "lr")
+
+
+def curve(folder: Path, name: str) -> list[tuple[int, float]]:
+    """As TensorBoard shows it."""
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def test_more_or_fewer_batches_at_once_are_the_same_run(run: Run, tmp_path: Path, whole: Callable[..., Path]) -> None:
+    for step, before, after in ((82 + 64, "null", "1000"), (82 + 70, "1000", "null")):
+        every = "callbacks.last.every_n_train_steps="
+        words = ["train.py", *WORDS, "data.augment=null", every + before]  # whose draws are made for many at once
+        words += ["callbacks.progress._target_=test_checkpoint.Stop"]
+        folder = f"run{step}"
+        assert run(*words, f"hydra.run.dir={folder}", STOP=f"on_train_batch_end {step} 15").code == 128 + 15
+        ended = run("train.py", f"resume={folder}", every + after, GO_ON)
+        assert ended.code == 0, ended.err
+        same_runs(whole("data.augment=null"), tmp_path / folder)
+
+
+def test_what_resume_says(run: Run, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "outputs" / "a" / "b")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("outputs/**/*")}
+    for name in ("last", "outputs/a/b"):
+        ended = run("train.py", f"resume={name}")
+        assert ended.code == 0 and "outputs/a/b is finished" in ended.out and "trainer.max_epochs=10" in ended.out
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("outputs/**/*")} == before
+    assert "trainer.max_epochs is 5; raise it" in one_line(run("train.py", "resume=last", "logger=csv"))
+    assert "resume=nowhere: nowhere/.hydra/overrides.yaml" in one_line(run("train.py", "resume=nowhere"))
+    assert "leave out -m" in one_line(run("train.py", "-m", "resume=last"))
+    assert "there is no such setting" in one_line(run("train.py", "resume=last", "trainer.max_epoch=7"))
+    line = one_line(run("train.py", "data=digits", "hydra.run.dir=outputs/a/b"))
+    assert "holds a run already" in line and "resume=outputs/a/b" in line
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(run: Run, tmp_path: Path) -> None:
+    words = ["train.py", *WORDS, "callbacks.progress._target_=test_checkpoint.Stop", "hydra.run.dir=run"]
+    assert run(*words, STOP="on_train_batch_end 64 9").code == -signal.SIGKILL
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+    ended = run("train.py", "resume=run", "trainer.max_epochs=1", GO_ON)
+    assert ended.code == 0 and "untrained" in ended.out, ended.err
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) > 3
 
 
 @pytest.mark.promise("a killed run goes on to the same bits", "SIGKILL at random moments, then resume=")

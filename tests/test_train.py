@@ -347,3 +347,29 @@ def test_a_wrong_clock(run: Run, tmp_path: Path, off: str) -> None:
     assert folder.parent.name.startswith(off)
     assert run("train.py", "resume=last", "trainer.max_epochs=2").code == 0
     assert summary(folder)["epochs"] == 2
+
+
+@pytest.mark.promise("no network connection but the data download", "strace of training, testing and predicting")
+def test_no_connection_is_opened(tmp_path: Path) -> None:
+    if shutil.which("strace") is None:
+        pytest.skip("there is no strace")
+    train, predict = (f"{sys.executable} {ROOT / name}" for name in ("train.py", "predict.py"))
+    script = (
+        f"{train} {' '.join(QUICK)} model=mlp; {predict} ckpt_path=run; {predict} ckpt_path=run input=run/samples.png"
+    )
+    command = [
+        "strace",
+        "-f",
+        "--seccomp-bpf",
+        "-e",
+        "trace=connect,sendto,sendmsg",
+        "-o",
+        "calls",
+        "sh",
+        "-ec",
+        script,
+    ]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    calls = (tmp_path / "calls").read_text()
+    assert "exited with 0" in calls and "AF_INET" not in calls, calls
