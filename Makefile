@@ -19,6 +19,9 @@ train: setup ## train and test a network; make train ARGS="model=mlp optimizer=s
 test: setup ## run the tests; make test ARGS="-k pictures" passes words on
 	$(VENV)/bin/python -m pytest $(ARGS)
 
+trust: setup ## try every promise of the README at full length (a quarter of an hour)
+	KILLS=100 FUZZ=10000 $(VENV)/bin/python -m pytest -m promise $(ARGS)
+
 check: setup ## lint, check the formatting and the types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -27,4 +30,4 @@ check: setup ## lint, check the formatting and the types
 clean: ## remove the environment and the caches; runs and data stay
 	rm -rf $(VENV) *.egg-info .*_cache
 
-.PHONY: help setup train test check clean
+.PHONY: help setup train test trust check clean

@@ -84,7 +84,7 @@ class Progress(ProgressBar):
             for stage in ("train", "val")
             if f"{stage}/loss" in scores
         ]
-        log.info("%s", f"{name:12}" + "  ".join(parts) + end)
+        log.info("%s", f"{name:11} " + "  ".join(parts) + end)
 
 
 class MetricsCSV(Logger):

@@ -219,19 +219,23 @@ def test_a_preset_runs_without_mnist(run: Run, preset: str, tmp_path: Path) -> N
     assert facts["val/acc"] == facts["test/acc"], "the sources score the test images every epoch"
 
 
-@needs_mnist
+@pytest.mark.promise("the same seed, the same bits", "first epochs of the presets, on MNIST where it is there")
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_learns_mnist(run: Run, preset: str, tmp_path: Path) -> None:
+def test_a_presets_first_epoch_gives_the_same_bits_and_learns(run: Run, preset: str, tmp_path: Path) -> None:
     epochs = 3 if preset == "seed_mlp" else 1
-    words = (f"experiment={preset}", f"trainer.max_epochs={epochs}", "hydra.run.dir=run")
-    ended = run("train.py", *words, MNIST_ROOT=MNIST_ROOT)
-    assert ended.code == 0, ended.err
-    facts = summary(tmp_path / "run")
-    assert facts["data"] == "mnist" and facts["test/acc"] >= PRESETS[preset][1]
-    if preset == "seed_mlp":
-        assert facts["test/acc"] == pytest.approx(0.938, abs=0.004)
-    if preset == "seed_cnn3_sgd_slow":
-        assert facts["test/acc"] < 0.9, "the author's lesson: far too small a learning rate"
+    words = [f"experiment={preset}", f"trainer.max_epochs={epochs}"] + ([] if HAS_MNIST else ["data=digits"])
+    for name in ("one", "two"):
+        ended = run("train.py", *words, f"hydra.run.dir={name}", **({"MNIST_ROOT": MNIST_ROOT} if HAS_MNIST else {}))
+        assert ended.code == 0 and not ended.err, ended.err
+    one, two = (checkpoint.read(tmp_path / name / "checkpoints" / "last.ckpt")["state_dict"] for name in ("one", "two"))
+    assert all(torch.equal(weights, two[name]) for name, weights in one.items())
+    facts = summary(tmp_path / "one")
+    if HAS_MNIST:
+        assert facts["data"] == "mnist" and facts["test/acc"] >= PRESETS[preset][1]
+        if preset == "seed_mlp":
+            assert facts["test/acc"] == pytest.approx(0.938, abs=0.004)
+        if preset == "seed_cnn3_sgd_slow":
+            assert facts["test/acc"] < 0.9, "the author's lesson: far too small a learning rate"
 
 
 def test_mnist_is_found_or_the_skip_says_why() -> None:
