@@ -3,6 +3,7 @@
 import csv
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,9 +26,11 @@ TOGETHER = 500  # pictures read before the network gets them
 @hydra.main(version_base="1.3", config_path="conf", config_name="predict")
 def main(cfg: DictConfig) -> None:
     with one_line_errors():
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack the letters of a file's name
         from mnist_pl import checkpoint
 
-        path = checkpoint.find(cfg.ckpt_path)
+        path = checkpoint.find(cfg.ckpt_path, "best.ckpt")
         model, described = checkpoint.load_model(path)
         folder = Path(HydraConfig.get().runtime.output_dir)
         print(f"{type(model).__name__} from {path}")
@@ -87,7 +90,7 @@ def read_pictures(model: "DigitClassifier", source: str, folder: Path) -> bool:
             images, readable, errors = pictures.read_pictures(paths[start : start + TOGETHER])
             failed += len(errors)
             for error in errors:
-                print(f"error: {printable(error)}", file=sys.stderr)
+                print(f"error: {error}", file=sys.stderr)
             if readable:
                 names += readable
                 parts.append(images)
@@ -100,16 +103,18 @@ def read_pictures(model: "DigitClassifier", source: str, folder: Path) -> bool:
         values, digits = part.result()
         confidences += values.tolist()
         guesses += digits.tolist()
-    shown = [printable(name) for name in names]
+    shown = [pictures.printable(name) for name in names]
     width = max(map(len, shown))
     lines = [f"{n:{width}}  {g:>5}  {c:>10.1%}" for n, g, c in zip(shown, guesses, confidences, strict=True)]
     print("\n".join([f"{'file':{width}}  digit  confidence", *lines]))
-    with open(folder / "predictions.csv", "w", newline="", errors="surrogateescape") as file:
+    with open(folder / "predictions.csv", "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "digit", "confidence"])
         writer.writerows(zip(names, guesses, (f"{c:.6f}" for c in confidences), strict=True))
     rows = zip(names[:SHEET], guesses, confidences, strict=False)
-    titles = [f"{printable(Path(name).name)[:14]}\n{guess}  {confidence:.0%}" for name, guess, confidence in rows]
+    titles = [
+        f"{pictures.printable(Path(name).name)[:14]}\n{guess}  {confidence:.0%}" for name, guess, confidence in rows
+    ]
     sheet = plots.save(plots.grid(np.concatenate(parts)[:SHEET], titles), folder / "seen.png")
     print(f"answers in {plots.near(folder / 'predictions.csv')}, what the network saw in {plots.near(sheet)}")
     return not failed
@@ -125,11 +130,6 @@ def answers(model: "DigitClassifier", images: "Tensor") -> "tuple[Tensor, Tensor
         logits = torch.cat([model(to_float(batch)) for batch in images.split(EVALUATION_BATCH)])
         confidences, digits = logits.softmax(dim=1).max(dim=1)
     return confidences, digits
-
-
-def printable(text: str) -> str:
-    """File names may hold line breaks and terminal codes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 if __name__ == "__main__":

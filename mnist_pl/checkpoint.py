@@ -92,12 +92,14 @@ class Best(ModelCheckpoint):
             return
         theirs, ours = self.continued.with_name("best.ckpt"), Path(self.dirpath, "best.ckpt")
         if theirs.is_file() and state_dict["monitor"] == self.monitor:
+            # Its own score: a killed run may have written it after the checkpoint that is gone on from.
+            score = read(theirs)["metrics"][self.monitor] if self.monitor is not None else None
             if theirs.resolve() != ours.resolve():
                 ours.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(theirs, ours)
             paths = {"best_model_path": str(ours), "kth_best_model_path": str(ours), "dirpath": self.dirpath}
-            best = {str(ours): state_dict["best_model_score"]}
-            super().load_state_dict({**state_dict, **paths, "best_k_models": best})
+            scores = {"best_model_score": score, "kth_value": score, "best_k_models": {str(ours): score}}
+            super().load_state_dict({**state_dict, **paths, **scores, "last_model_path": ""})
 
 
 class Last(Checkpoint):

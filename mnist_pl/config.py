@@ -299,4 +299,5 @@ def explain(error: Exception) -> str:
 
 
 def _line(text: object) -> str:
-    return " ".join(str(text).split())
+    """Without line breaks and terminal codes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(str(text).split()))

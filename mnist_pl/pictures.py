@@ -5,65 +5,97 @@ keeping its aspect, anti-aliased, then placed in 28x28 so that its centre of mas
 what a scanner of forms did not need: polarity, paper that is not white, and pens much thinner or thicker than theirs.
 """
 
+import io
 import os
+import stat
+import struct
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter, ImageOps
+from PIL import ExifTags, Image, ImageFilter
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 SIDE, BOX = 28, 20
 CENTRE = 14.0  # row and column of the centre of mass: 14.00 in the mean over the training images
 WORKING = 160  # pixels of the ink's longer side while its strokes are looked at
 STROKE = (0.10, 0.16)  # stroke width over the ink's longer side: 20th and 80th percentile of the training images
-SUFFIXES = (".png", ".jpg", ".jpeg")
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jfif"),
+    # Pictures that are not read: each is refused by name rather than passed over.
+    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".svg", ".tif", ".tiff", ".webp"),
+)
+
+# A picture is a stranger's file. What it may cost:
+BYTES = 100_000_000
+PIXELS = 50_000_000  # decoded, up to four bytes each
+SIDES = 65_535  # as in a JPEG
+SCANS = 100  # of a progressive JPEG: ten are usual; each goes over all the pixels, and may take only a few bytes
+LARGE = 2**20  # pixels; more than these are averaged in blocks before they are looked at
+
+PNG, JPEG, JPEG_SCAN = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xda"
+CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND")  # of a PNG, that are looked at
 
 Gray = NDArray[np.uint8]
 Ink = NDArray[np.float32]
 
 
 def find_pictures(path: str | os.PathLike[str]) -> list[Path]:
-    """The PNG and JPEG files of a folder and those below it, in order; or the one file named.
+    """The pictures of a folder and those below it, in order; or the one file named.
+
+    Those that are neither PNG nor JPEG and folders that cannot be searched are among them: they are refused when read.
 
     Raises:
         ValueError: there are none.
     """
     start = Path(path)
     if not start.is_dir():
-        if not start.exists():
-            raise ValueError(f"input={path}: there is no such file or folder")
+        if not os.path.lexists(start):
+            raise ValueError(f"input={printable(path)}: there is no such file or folder")
         return [start]
-    found = sorted(
+    closed: list[str] = []
+    found = [
         os.path.join(parent, name)
-        for parent, _, names in os.walk(start)
+        for parent, _, names in os.walk(start, onerror=lambda error: closed.append(error.filename))
         for name in names
         if name.lower().endswith(SUFFIXES)
-    )
+    ]
+    found += closed
     if not found:
-        raise ValueError(f"input={path}: the folder holds no picture; PNG and JPEG files are read")
-    return [Path(name) for name in found]
+        raise ValueError(f"input={printable(path)}: the folder holds no picture; PNG and JPEG files are read")
+    return [Path(name) for name in sorted(found)]
+
+
+def printable(text: str | os.PathLike[str]) -> str:
+    """File names may hold line breaks and terminal codes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in os.fspath(text))
 
 
 def read_pictures(paths: Sequence[str | os.PathLike[str]]) -> tuple[Gray, list[str], list[str]]:
     """-> (N, 28, 28), light ink on 0, of the pictures that can be read; their paths; a line for each of the others."""
     whole: list[Gray] = []
     names, errors = [], []
-    for path in paths:
-        try:
-            gray = _load(path)
-            # MNIST's own size is looked at for many at a time: ten thousand such digits are no rare folder.
-            whole.append(gray if gray.shape == (SIDE, SIDE) else prepare(gray))
-            names.append(os.fspath(path))
-        except ValueError as error:
-            errors.append(f"{os.fspath(path)}: {error}")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")  # about metadata; what stops it from reading it raises
+        for path in paths:
+            try:
+                gray = _load(path)
+                # MNIST's own size is looked at for many at a time: ten thousand such digits are no rare folder.
+                whole.append(gray if gray.shape == (SIDE, SIDE) else prepare(gray))
+                names.append(os.fspath(path))
+            except ValueError as error:
+                errors.append(printable(f"{os.fspath(path)}: {error}"))
     images = np.stack(whole) if whole else np.empty((0, SIDE, SIDE), np.uint8)
     bad = set()
     for index in np.flatnonzero(~_is_prepared(images)):
         try:
             images[index] = prepare(images[index])
         except ValueError as error:
-            errors.append(f"{names[index]}: {error}")
+            errors.append(printable(f"{names[index]}: {error}"))
             bad.add(index)
     kept = [index for index in range(len(names)) if index not in bad]
     return images[kept], [names[index] for index in kept], errors
@@ -72,29 +104,112 @@ def read_pictures(paths: Sequence[str | os.PathLike[str]]) -> tuple[Gray, list[s
 def _load(path: str | os.PathLike[str]) -> Gray:
     """(H, W). Raises ValueError where the file is not a readable picture."""
     try:
-        with Image.open(path, formats=("PNG", "JPEG")) as picture:
-            picture.draft("L", (2 * WORKING, 2 * WORKING))  # lets the JPEG decoder skip what would be thrown away
-            return _gray(picture)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "not a PNG or JPEG picture" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise ValueError(reason) from None
+        return _gray(_open(_read(path)))
+    except SyntaxError as error:
+        raise ValueError(f"the file is broken ({error})") from None
+    except OSError as error:
+        raise ValueError(error.strerror or error) from None
+
+
+def _read(path: str | os.PathLike[str]) -> bytes:
+    """Opens plain files alone: a FIFO would be waited for, and a device may never end."""
+    about = os.stat(path)
+    if stat.S_ISDIR(about.st_mode):
+        raise ValueError("a folder that cannot be searched")
+    if not stat.S_ISREG(about.st_mode):
+        raise ValueError("not a plain file")
+    if about.st_size > BYTES:
+        raise ValueError(f"{about.st_size:,} bytes are too many; at most {BYTES:,} are read")
+    with open(path, "rb") as file:
+        return file.read(about.st_size)
+
+
+def _open(content: bytes) -> Image.Image:
+    """Not by Image.open: its limit counts a JPEG's pixels before the draft, and is a setting of the whole process."""
+    if content.startswith(PNG):
+        picture: PngImageFile | JpegImageFile = PngImageFile(io.BytesIO(_essential(content)))
+    elif content.startswith(JPEG):
+        picture = JpegImageFile(io.BytesIO(content))
+    else:
+        raise ValueError("not a PNG or JPEG picture")
+    wide, high = picture.size
+    if isinstance(picture, JpegImageFile):
+        if _is_decoded_by_rows(picture, content):
+            _draft(picture)
+        elif content.count(JPEG_SCAN) > SCANS:
+            raise ValueError(f"a JPEG of over {SCANS} scans")
+    if picture.width * picture.height > PIXELS or max(wide, high) > SIDES:
+        raise ValueError(f"{wide}x{high} pixels are too many; at most {PIXELS:,} are read, {SIDES:,} a side")
+    _draft(picture)
+    return picture
+
+
+def _essential(png: bytes) -> bytes:
+    """Without texts, colour profiles and further frames: broken they would stop Pillow, and bombs keep it busy."""
+    parts, at = [PNG], len(PNG)
+    while at + 8 <= len(png):
+        length, kind = struct.unpack_from(">I4s", png, at)
+        if kind in CHUNKS:
+            parts.append(png[at : at + 12 + length])
+        at += 12 + length
+    return b"".join(parts)
+
+
+def _is_decoded_by_rows(picture: JpegImageFile, content: bytes) -> bool:
+    """One scan holds all the colours. Else libjpeg keeps two bytes for each value of each pixel, whatever the draft."""
+    header = JPEG_SCAN + struct.pack(">HB", 6 + 2 * picture.layers, picture.layers)
+    end = picture.fp.tell() if picture.fp is not None else 0  # of the first scan's header
+    return "progressive" not in picture.info and content.startswith(header, end - 8 - 2 * picture.layers)
+
+
+def _draft(picture: Image.Image) -> None:
+    """Lets the JPEG decoder skip what would be thrown away; once is enough."""
+    picture.draft("L", (2 * WORKING, 2 * WORKING))
 
 
 def _gray(picture: Image.Image) -> Gray:
     """(H, W) luminance, turned as the camera was held; transparent parts become paper in contrast to the ink."""
-    if picture.mode.startswith("I"):  # 16 bits a pixel; convert("L") would clip it
-        return (np.asarray(picture, dtype=np.float32) / 257).clip(0, 255).astype(np.uint8)
-    if picture.format == "JPEG" or "exif" in picture.info:
-        picture = ImageOps.exif_transpose(picture)
-    if picture.mode == "L" and "transparency" not in picture.info:
-        return np.asarray(picture)
-    gray, alpha = picture.convert("RGBA").convert("LA").split()
-    luminance, opacity = np.asarray(gray, dtype=np.float32), np.asarray(alpha, dtype=np.float32) / 255
+    picture.load()
+    block = 1
+    while picture.width * picture.height > LARGE * block**2:
+        block *= 2
+    if picture.mode == "L" and "transparency" not in picture.info and block == 1:
+        gray = np.asarray(picture)
+    else:
+        gray = _on_paper(picture, block)
+    return _turned(gray, picture) if "exif" in picture.info else gray
+
+
+def _on_paper(picture: Image.Image, block: int) -> Gray:
+    """The means over blocks of that many pixels a side, a strip at a time: as RGBA, the whole would be large."""
+    strips = []
+    rows = block * max(1, LARGE // (picture.width * block))
+    for top in range(0, picture.height, rows):
+        strip = picture.crop((0, top, picture.width, min(top + rows, picture.height)))
+        if strip.mode.startswith("I"):  # 16 bits a pixel; convert would clip it
+            strip = Image.fromarray((np.asarray(strip) >> 8).astype(np.uint8))
+        strips.append(np.asarray(strip.convert("RGBA").convert("LA").reduce(block)))
+    gray, alpha = np.moveaxis(np.concatenate(strips), 2, 0)
+    if alpha.min() == 255:
+        return gray
+    luminance, opacity = gray.astype(np.float32), alpha.astype(np.float32) / 255
     weight = opacity.sum()
     paper = 255.0 if weight == 0 or (luminance * opacity).sum() / weight < 128 else 0.0
-    if opacity.min() == 1:
-        return np.asarray(gray)
     return (luminance * opacity + paper * (1 - opacity)).astype(np.uint8)
+
+
+def _turned(gray: Gray, picture: Image.Image) -> Gray:
+    """As the camera was held. Broken EXIF turns nothing, as in any viewer."""
+    orientation = None
+    with suppress(SyntaxError, struct.error):
+        orientation = picture.getexif().get(ExifTags.Base.Orientation)
+    if orientation in (5, 6, 7, 8):
+        gray = gray.T
+    if orientation in (2, 3, 6, 7):
+        gray = gray[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        gray = gray[::-1]
+    return gray
 
 
 def prepare(gray: Gray) -> Gray:  # (H, W) -> (28, 28), light ink on 0
@@ -142,9 +257,9 @@ def _otsu(ink: Ink) -> float:
 
 
 def _crop(ink: Ink, floor: float = 0.25) -> Ink:
-    """To the box of what is darker than `floor`; specks of under a thousandth of the ink do not count."""
+    """To the box of what is darker than `floor`; rows and columns of hardly any of the ink are specks."""
     dark = ink > floor
-    speck = dark.sum() / 1000
+    speck = dark.sum() / max(1000, 3 * max(ink.shape))  # a stroke may be about three times as long as the picture
     rows, columns = np.flatnonzero(dark.sum(axis=1) > speck), np.flatnonzero(dark.sum(axis=0) > speck)
     if len(rows) == 0 or len(columns) == 0:
         raise ValueError("shows no ink")

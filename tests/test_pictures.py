@@ -4,7 +4,8 @@ import os
 import resource
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from stat import S_IFSOCK
@@ -82,6 +83,17 @@ def test_size_place_and_polarity_do_not_matter(tmp_path: Path) -> None:
         assert difference(other, plain) < 6, name
 
 
+def test_large_drawings_lose_no_strokes(tmp_path: Path) -> None:
+    eights = []
+    for side in (200, 600, 1000, 3000):
+        page = Image.new("L", (side, side), 250)
+        for left, top, right, bottom in ((0.3, 0.08, 0.7, 0.5), (0.25, 0.44, 0.75, 0.92)):
+            corners = (side * left, side * top, side * right, side * bottom)
+            ImageDraw.Draw(page).ellipse(corners, outline=20, width=round(side * 0.06))
+        eights.append(read(page, tmp_path))
+    assert all(difference(eight, eights[0]) < 1.5 for eight in eights)
+
+
 @pytest.mark.parametrize("ink", [0, 255])
 def test_transparent_paper(tmp_path: Path, ink: int) -> None:
     mask = seven(ink=255, paper=0)
@@ -146,9 +158,7 @@ def test_mnists_own_preparation_is_recovered(tmp_path: Path) -> None:
     assert np.mean(errors) < 12  # of 255
 
 
-def test_folders_are_searched_below_and_loops_do_not_matter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folders_are_searched_below_and_loops_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "folder.png").mkdir()
     for name in ("a/2.png", "a/b/1.JPG", "a/b/notes.txt", "0.jpeg", "drawing.svg", "predictions.csv"):
@@ -176,7 +186,7 @@ ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (
 
 def png(*parts: bytes) -> bytes:
     """Each part is a chunk's four letters and its content."""
-    chunks = (struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in parts)
+    chunks = (struct.pack(">I", max(0, len(part) - 4)) + part + struct.pack(">I", zlib.crc32(part)) for part in parts)
     return pictures.PNG + b"".join(chunks)
 
 
@@ -221,7 +231,7 @@ def kinds(page: Image.Image) -> dict[str, bytes]:
         "P, one colour transparent": saved(palette, transparency=palette.getpixel((0, 0))),
         "P with alpha": saved(palette, transparency=b"\xff\xf0\xe0\xd0"),
         "L, one level transparent": saved(page, transparency=page.getpixel((0, 0))),
-        "1 bit": saved(page.convert("1")),
+        "1 bit": saved(page.convert("1", dither=Image.Dither.NONE)),
         "2 bits": saved(palette, bits=2),
         "16 bits": written(wide, 0),
         "16 bits, LA": written(np.stack([wide * 0, 65535 - wide], 2), 4),
@@ -241,25 +251,235 @@ def kinds(page: Image.Image) -> dict[str, bytes]:
     }
 
 
-def packed(row: bytes, rows: int) -> bytes:
-    """zlib's form of many equal rows, a few at a time."""
+def blank(width: int, height: int, depth: int, colours: int, rows: int) -> bytes:
+    """PNG that claims `height` rows and has so many."""
+    row = bytes(1 + width * depth * {0: 1, 2: 3, 4: 2, 6: 4}[colours] // 8)
     packer = zlib.compressobj(1)
-    return b"".join([*(packer.compress(row) for _ in range(rows)), packer.flush()])
+    packed = b"".join([*(packer.compress(row) for _ in range(rows)), packer.flush()])
+    return png(header(width, height, depth, colours), b"IDAT" + packed, b"IEND")
 
 
-def scans(width: int, height: int, number: int) -> bytes:
-    """A progressive JPEG of one level of gray whose scans of `height` rows take fifteen bytes each."""
-    table = b"\xff\xc4" + struct.pack(">HB", 19 + 15, 0x10) + bytes([0, 0, 0, 15, *[0] * 12])
-    table += bytes(range(0, 0xF0, 0x10))  # codes of four bits: the ends of 1, 2, 4, ... 16384 blocks
-    first = b"\xff\xc4" + struct.pack(">HB", 19 + 1, 0) + bytes([1, *[0] * 15, 0])  # one bit: no difference
-    frame = b"\xff\xc2" + struct.pack(">HBHHB3B", 11, 8, height, width, 1, 1, 0x11, 0)
-    levels = b"\xff\xdb" + struct.pack(">HB", 67, 0) + bytes([1] * 64)
-    blocks = -(-width // 8) * -(-height // 8)
-    start = b"\xff\xda\0\x08\1\1\0\0\0\0" + bytes(-(-blocks // 8))
-    # A run of 2^14 + (2^14 - 1) blocks, as often as it takes: code 1110, then 14 bits.
-    runs = -(-blocks // 32767)
-    bits = ("1110" + "1" * 14) * runs
-    run = int(bits.ljust(-(-len(bits) // 8) * 8, "1"), 2).to_bytes(-(-len(bits) // 8), "big").replace(b"\xff", b"\xff\0")
-    more = b"".join(b"\xff\xda\0\x08\1\1\0\1\x3f\0" + run for _ in range(number - 1))
-    return b"\xff\xd8" + levels + frame + first + table + start + more + b"\xff\xd9"
+def claims(width: int, height: int, frame: int, scanned: int) -> bytes:
+    """The beginning of a JPEG of three colours, of which `scanned` are in its first scan."""
+    colours = [bytes([colour, 0x11, 0]) for colour in range(3)]
+    start = b"\xff\xd8\xff" + struct.pack(">BHBHHB", frame, 17, 8, height, width, 3) + b"".join(colours)
+    tables = b"".join(colour[:1] + b"\0" for colour in colours[:scanned])
+    return start + b"\xff\xda" + struct.pack(">HB", 6 + 2 * scanned, scanned) + tables + b"\0\x3f\0"
 
+
+def hostile(folder: Path) -> dict[str, str]:
+    """Lays a stranger's pictures there, and what is none; gives what must be said of each: "" of what is answered."""
+    page = seven().resize((60, 80))
+    whole, jpeg, kind = saved(page), saved(page, "JPEG"), "not a PNG or JPEG picture"
+    size, pixels = header(27, 28, 8, 0), zlib.compress((b"\0" + bytes(7) + b"\xff" * 20) * 28)
+    inflating = b"a\0\0" + zlib.compress(bytes(50_000_000))
+    files = {
+        "text bomb.png": (png(size, b"zTXt" + inflating, b"IDAT" + pixels, b"iTXt" + inflating, b"IEND"), ""),
+        "profile bomb.png": (png(size, *[b"iCCP" + inflating] * 50, b"IDAT" + pixels, b"IEND"), ""),
+        "more than pixels.png": (png(size, b"IDAT" + zlib.compress(zlib.decompress(pixels) + bytes(50_000_000))), ""),
+        "frames.png": (png(size, b"acTL" + b"\xff" * 8, b"fcTL" + b"\xff" * 26, b"IDAT" + pixels, b"IEND"), ""),
+        "jpeg.png": (jpeg, ""),
+        "-dash.png": (whole, ""),
+        "=1+1.png": (whole, ""),
+        'a=b, {c}; $(d) "e".png': (whole, ""),
+        "line\nbreak.png": (whole, ""),
+        "\x1b[31mred\x1b]0;title\x07.png": (whole, ""),
+        "\u202egnp.\u6728\xdf.png": (whole, ""),
+        os.fsdecode(b"latin \xff\xe9.png"): (whole, ""),
+        "n" * 251 + ".png": (whole, ""),
+        "bad\nerror: name\x1b[2J.png": (b"", kind),
+        os.fsdecode(b"bad \xff.jpg"): (b"", kind),
+        "text.png": (b"hello", kind),
+        "gif.png": (saved(page, "GIF"), kind),
+        "drawing.svg": (b"<svg/>", kind),
+        "photo.WEBP": (b"RIFF", kind),
+        "scan.tiff": (saved(page, "TIFF"), kind),
+        "magic.png": (whole[:8], "the file is broken"),
+        "half.png": (whole[: len(whole) // 2], "truncated"),
+        "half.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
+        "30000x30000.png": (blank(30000, 30000, 8, 0, 1), "30000x30000 pixels are too many; at most 50,000,000"),
+        "thin.png": (blank(10**6, 1, 1, 0, 1), "1000000x1 pixels are too many"),
+        "nothing.png": (blank(0, 5, 8, 0, 1), "the file is broken"),
+        "short.png": (blank(7000, 7000, 8, 6, 1), "shows no ink"),
+        "65500x65500.jpg": (claims(65500, 65500, 0xC0, 3), "65500x65500 pixels are too many"),
+        "all at once.jpg": (claims(10000, 10000, 0xC0, 3), "broken"),
+        "colour by colour.jpg": (claims(10000, 10000, 0xC0, 1), "10000x10000 pixels are too many"),
+        "progressive.jpg": (claims(10000, 10000, 0xC2, 3), "10000x10000 pixels are too many"),
+        "scans.jpg": (saved(page, "JPEG", progressive=True) + b"\xff\xda" * 100, "over 100 scans"),
+        "1x1.png": (saved(Image.new("L", (1, 1))), "shows no ink"),
+        "transparent.png": (saved(Image.new("LA", (9, 9))), "shows no ink"),
+        "30000x2.png": (saved(Image.new("L", (30000, 2))), "shows no ink"),
+    }
+    for name, (content, _) in files.items():
+        (folder / name).write_bytes(content)
+    links = {"loop.png": "loop.png", "dangling.png": "absent", "zero.png": "/dev/zero", "link.png": "jpeg.png"}
+    for name, target in links.items():
+        (folder / name).symlink_to(target)
+    os.mkfifo(folder / "fifo.png")
+    os.mknod(folder / "socket.jpg", S_IFSOCK)
+    (folder / "large.png").touch()
+    os.truncate(folder / "large.png", 10**12)
+    (folder / "folder.png").mkdir()  # to be passed over, as are these two
+    (folder / "notes.txt").touch()
+    (folder / "predictions.csv").touch()
+    return {name: reason for name, (_, reason) in files.items()} | {
+        "loop.png": "Too many levels of symbolic links",
+        "dangling.png": "No such file",
+        "zero.png": "not a plain file",
+        "link.png": "",
+        "fifo.png": "not a plain file",
+        "socket.jpg": "not a plain file",
+        "large.png": "1,000,000,000,000 bytes are too many; at most 100,000,000",
+    }
+
+
+CRAFTED = pytest.mark.promise(STRANGERS, "crafted: bombs, FIFOs, loops, odd kinds and names")
+
+
+@CRAFTED
+def test_strangers_pictures_are_answered_or_refused(tmp_path: Path, record_property: Record) -> None:
+    said = hostile(tmp_path)
+    _, names, errors = pictures.read_pictures(pictures.find_pictures(tmp_path))
+    assert {Path(name).name for name in names} == {name for name, reason in said.items() if not reason}
+    assert len(names) + len(errors) == len(said) and all(error.isprintable() for error in errors)
+    for name in said.keys() - {Path(name).name for name in names}:
+        (line,) = [line for line in errors if line.startswith(pictures.printable(f"{tmp_path}/{name}: "))]
+        assert said[name] in line
+    record_property("tried", len(said))
+
+
+@CRAFTED
+def test_every_kind_of_png_and_jpeg_is_read(tmp_path: Path, record_property: Record) -> None:
+    plain, pages = read(seven(), tmp_path), kinds(seven())
+    for name, content in pages.items():
+        (tmp_path / name).write_bytes(content)
+        (image,), _, _ = pictures.read_pictures([tmp_path / name])
+        assert difference(image, plain) < 6, name
+    record_property("tried", len(pages))
+
+
+def report_peak(path: Path) -> None:
+    """Leaves beside the picture by how many MB reading it raised this process's peak, and what was said of it."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    errors = pictures.read_pictures([path])[2]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    path.with_suffix(".txt").write_text(f"{peak // 1024} {errors}")
+
+
+@CRAFTED
+def test_large_pictures_take_little_memory(tmp_path: Path, record_property: Record) -> None:
+    files = {
+        "8 bits.png": blank(8000, 5000, 8, 6, 5000),
+        "16 bits.png": blank(7000, 7000, 16, 0, 7000),
+        "phone.jpg": saved(seven().resize((12000, 16000), Image.Resampling.NEAREST), "JPEG"),
+        "progressive.jpg": saved(seven().resize((6000, 8000)).convert("RGB"), "JPEG", progressive=True),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        process = PROCESSES.Process(target=report_peak, args=(tmp_path / name,))
+        process.start()
+        process.join(60)
+        peak, _, errors = (tmp_path / name).with_suffix(".txt").read_text().partition(" ")
+        assert int(peak) < 350, name
+        assert errors == "[]" if name.endswith("jpg") else "shows no ink" in errors
+    record_property("tried", len(files))
+
+
+@settings(max_examples=200, deadline=None, database=None)
+@given(arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=40)))
+def test_any_pixels_are_prepared_or_show_no_ink(gray: np.ndarray) -> None:
+    try:
+        image = pictures.prepare(gray)
+    except ValueError as error:
+        assert str(error) == "shows no ink"
+    else:
+        assert image.shape == (28, 28) and image.dtype == np.uint8 and image.any()
+
+
+def split(content: bytes) -> list[bytes]:
+    """A PNG's chunks without length and checksum, or a JPEG's segments, of which the last is all the rest."""
+    parts, at = [], 8 if content.startswith(pictures.PNG) else 2
+    while at < len(content):
+        if content.startswith(pictures.PNG):
+            end = at + 12 + int.from_bytes(content[at : at + 4])
+            parts.append(content[at + 4 : end - 4])
+        else:
+            end = len(content) if content[at + 1] == 0xDA else at + 2 + int.from_bytes(content[at + 2 : at + 4])
+            parts.append(content[at:end])
+        at = end
+    return parts
+
+
+SIZES = st.sampled_from((0, 1, 2, 28, 5000, 65535, 65536, 2**31 - 1, 2**32 - 1))
+
+
+def sized(draw: st.DrawFn, part: bytes) -> bytes:
+    """With the width and height of its header at an extreme."""
+    width, height = draw(SIZES), draw(SIZES)
+    if part.startswith(b"IHDR"):
+        depth, colours = draw(st.sampled_from((0, 1, 2, 4, 8, 16, 255))), draw(st.sampled_from((0, 2, 3, 4, 6, 7)))
+        return header(width, height, depth, colours, draw(st.integers(0, 2)))
+    if part.startswith((b"\xff\xc0", b"\xff\xc2")):
+        return part[:5] + struct.pack(">HH", height % 2**16, width % 2**16) + part[9:]
+    return part
+
+
+def scarred(draw: st.DrawFn, content: bytes) -> bytes:
+    at = draw(st.integers(0, len(content)))
+    length = draw(st.sampled_from((0, 1, 1, 4, 50, len(content))))
+    return content[:at] + draw(st.binary(max_size=5) | st.just(b"\xff" * length)) + content[at + length :]
+
+
+@cache
+def small() -> list[bytes]:
+    return list(kinds(seven().resize((36, 48))).values())
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> bytes:
+    whole = draw(st.sampled_from(small()))
+    parts = split(whole)
+    if draw(st.booleans()):
+        parts = [
+            b"IDAT" + zlib.compress(scarred(draw, zlib.decompress(part[4:]))) if part[:4] == b"IDAT" else part
+            for part in parts
+        ]
+    for _ in range(draw(st.integers(0, 3))):
+        at, other = (draw(st.integers(0, len(parts) - 1)) for _ in range(2))
+        match draw(st.sampled_from(("scar", "size", "double", "move", "drop"))):
+            case "scar":
+                parts[at] = scarred(draw, parts[at])
+            case "size":
+                parts = [sized(draw, part) for part in parts]
+            case "double":
+                parts.insert(other, parts[at])
+            case "move":
+                parts.insert(other, parts.pop(at))
+            case "drop" if len(parts) > 1:
+                del parts[at]
+    content = png(*parts) if whole.startswith(pictures.PNG) else b"\xff\xd8" + b"".join(parts)
+    for _ in range(draw(st.integers(0, 2))):
+        content = content[:8] + scarred(draw, content[8:])  # it still says that it is a PNG or JPEG
+    return content
+
+
+@pytest.mark.promise(STRANGERS, "hypothesis: chunks and bytes changed, cut, moved, inserted; sizes at extremes")
+def test_mutated_pictures_are_answered_or_refused(
+    tmp_path: Path, record_property: Record, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tried, path = 0, tmp_path / "page.png"
+
+    @settings(max_examples=int(os.environ.get("FUZZ", 1000)), deadline=None, database=None)
+    @given(mutated())
+    def read_one(content: bytes) -> None:
+        nonlocal tried
+        tried += 1
+        path.write_bytes(content)
+        images, names, errors = pictures.read_pictures([path])
+        assert images.shape == (len(names), 28, 28) and images.dtype == np.uint8
+        assert len(names) + len(errors) == 1
+        assert all(error.isprintable() and error.removeprefix(f"{path}: ") for error in errors)
+
+    read_one()
+    assert capfd.readouterr() == ("", "")
+    record_property("tried", tried)

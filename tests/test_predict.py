@@ -1,15 +1,19 @@
 """predict.py as a user runs it."""
 
 import csv
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import Run, one_line
+from conftest import ROOT, Run, one_line
 from PIL import Image
+from test_pictures import STRANGERS, Record, hostile
 
-from mnist_pl import data
+from mnist_pl import data, pictures
 
 
 @pytest.fixture
@@ -52,14 +56,33 @@ def test_a_picture_alone_is_answered(run: Run, trained: Path, drawn: Path) -> No
     assert ended.code == 0 and f"{picture}  " in ended.out
 
 
-def test_a_bad_picture_is_named_and_the_others_answered(run: Run, trained: Path, drawn: Path, tmp_path: Path) -> None:
-    (drawn / "notes.png").write_text("not a picture")
-    Image.new("L", (50, 50), 255).save(drawn / "blank.png")
-    ended = run("predict.py", f"ckpt_path={trained}", f"input='{drawn}'", "hydra.run.dir=out")
-    assert ended.code == 1
-    lines = ended.err.splitlines()
-    assert len(lines) == 2 and "blank.png: shows no ink" in lines[0] and "notes.png: not a PNG or JPEG" in lines[1]
-    assert len((tmp_path / "out" / "predictions.csv").read_text().splitlines()) == 21
+@pytest.mark.promise(STRANGERS, "the same to predict.py")
+def test_a_strangers_folder_is_answered(trained: Path, tmp_path: Path, record_property: Record) -> None:
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    said = hostile(folder)
+    answered = {str(folder / name) for name, reason in said.items() if not reason}
+    words = [sys.executable, ROOT / "predict.py", f"ckpt_path={trained}", f"input='{folder}'", "hydra.run.dir=out"]
+    ascii_alone = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    ended = subprocess.run(words, capture_output=True, cwd=tmp_path, env=ascii_alone, timeout=120)
+    assert ended.returncode == 1
+    assert all(32 <= byte < 127 for byte in (ended.stdout + ended.stderr).replace(b"\n", b""))
+    lines = ended.stderr.decode().splitlines()
+    assert len(lines) == len(said) - len(answered) and all(line.startswith(f"error: {folder}/") for line in lines)
+    assert len(ended.stdout.splitlines()) == len(answered) + 3
+    with open(tmp_path / "out" / "predictions.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        assert {row["file"] for row in csv.DictReader(file)} == answered
+    with Image.open(tmp_path / "out" / "seen.png") as sheet:
+        assert sheet.width == 600 and sheet.height > 300  # three rows
+    record_property("tried", len(said))
+
+
+@pytest.mark.promise(STRANGERS, "the same to predict.py")
+@pytest.mark.parametrize("name", ["fifo.png", "zero.png", "bad\nerror: name\x1b[2J.png", "absent\x1b[2J.png"])
+def test_a_strangers_picture_is_refused(run: Run, trained: Path, tmp_path: Path, name: str) -> None:
+    hostile(tmp_path)
+    line = one_line(run("predict.py", f"ckpt_path={trained}", f"input='{tmp_path / name}'"))
+    assert pictures.printable(name) in line and line.isprintable()
 
 
 def test_bad_input(run: Run, trained: Path, tmp_path: Path) -> None:
