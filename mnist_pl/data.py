@@ -4,21 +4,22 @@ import hashlib
 import logging
 import math
 import os
+import re
 import sys
+import textwrap
 import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPException
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
+from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from lightning import LightningDataModule
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from numpy.typing import NDArray
@@ -27,16 +28,29 @@ from torch.utils.data import SequentialSampler
 from torchvision.datasets import KMNIST, MNIST, FashionMNIST
 
 from mnist_pl.augment import Augment
+from mnist_pl.checkpoint import write
 
 log = logging.getLogger(__name__)
 
 SOURCES: dict[str, type[MNIST]] = {"mnist": MNIST, "fashion_mnist": FashionMNIST, "kmnist": KMNIST}
+# MD5 of what MNIST's four .gz files hold, in torchvision's order, computed from files with torchvision's checksums.
+# The other data sets' are not known here: of their extracted files, only the structure is checked.
+EXTRACTED = {
+    "mnist": [
+        "6bbc9ace898e44ae57da46a324031adb",
+        "a25bea736e30d166cdddb491f175f624",
+        "2646ac647ad5339dbf082846283269ea",
+        "27ae3e4e09519cfbb04c329615203637",
+    ]
+}
 DIGITS = "digits"  # scikit-learn's 1,797 scanned digits, part of its package
 SPLIT_SEED = 0  # the validation split is the same for every run
 AT_ONCE = 1024  # training images handed to Lightning at a time, where nothing acts on single batches
 EVALUATION_BATCH = 250  # small enough for the activations to stay in a processor's cache
 ANSWER_SECONDS = 8.0  # for a mirror to begin its answer, and between two reads: two mirrors, under twenty seconds
-FILE_SECONDS = 300.0  # for one file from one mirror; the largest has 10 MB
+SLOWEST = 20_000  # bytes a second, on average, that a mirror must send after that
+FILE_SECONDS = 300.0  # for one file from one mirror; for another process to be done
+LARGEST = 48 << 20  # bytes of any file, packed or not: 60,000 images have 45 MiB
 
 Split = tuple[Tensor, Tensor]  # images (N, 28, 28) uint8, labels (N,) int64
 
@@ -108,6 +122,7 @@ class MNISTDataModule(LightningDataModule):
         validate_on_test: score the test images after every epoch, as published scripts do. Nothing may be chosen by it.
         fallback: `digits`, to train on the embedded digits when the files are not to be had; None to fail instead.
         augment: arguments of `Augment`, for training images only.
+        mirrors: addresses that have the four .gz files, tried in turn; None for torchvision's, [] to download nothing.
 
     Raises:
         ValueError: a setting is out of range; the message names it.
@@ -124,6 +139,7 @@ class MNISTDataModule(LightningDataModule):
         fallback: str | None = None,
         augment: dict[str, float] | None = None,
         seed: int = 1,
+        mirrors: list[str] | None = None,
     ) -> None:
         super().__init__()
         if dataset not in (*SOURCES, DIGITS):
@@ -138,6 +154,11 @@ class MNISTDataModule(LightningDataModule):
                 f"data.val_size must be a whole number from 0 to {count - 1}, to leave something of the {count:,} "
                 f"training images, got {val_size!r}"
             )
+        listed = mirrors is None or isinstance(mirrors, list)
+        if not listed or not all(isinstance(url, str) and re.fullmatch(r"\S+://\S+", url) for url in mirrors or []):
+            raise ValueError(
+                f"data.mirrors must be a list of addresses, as [https://my.server/mnist/], or null, got {mirrors!r}"
+            )
         self.save_hyperparameters()
         self.augment = Augment(**augment) if augment else None
         self.splits: dict[str, Split] = {}
@@ -151,7 +172,7 @@ class MNISTDataModule(LightningDataModule):
         if self.dataset == DIGITS:
             return
         try:
-            fetch(self.dataset, self.hparams["data_dir"])
+            fetch(self.dataset, self.hparams["data_dir"], self.hparams["mirrors"])
         except FileNotFoundError as error:  # but not where they are damaged: that is to be known
             if self.hparams["fallback"] is None:
                 raise
@@ -288,7 +309,7 @@ def locate(dataset: str, data_dir: str | os.PathLike[str]) -> tuple[Path, OSErro
     """The folder of the four files, and what is wrong: FileNotFoundError where some are only missing, or OSError."""
     folder = raw_folder(dataset, data_dir)
     with ThreadPoolExecutor() as pool:
-        found = list(pool.map(lambda resource: _check(folder / resource[0], resource[1]), SOURCES[dataset].resources))
+        found = list(pool.map(lambda sums: _check(folder / sums[0], *sums[1:]), _sums(dataset)))
     damaged = [str(problem) for problem in found if problem and not isinstance(problem, FileNotFoundError)]
     if damaged:
         return folder, OSError("; ".join(damaged))
@@ -298,52 +319,84 @@ def locate(dataset: str, data_dir: str | os.PathLike[str]) -> tuple[Path, OSErro
     return folder, None
 
 
-def _check(path: Path, md5: str) -> OSError | None:
-    """`path` is a .gz file. Its extracted twin, as torchvision leaves it, will do when it is as long as it says."""
+def _sums(dataset: str) -> list[tuple[str, str, str | None]]:
+    """Of each of the four files: the .gz file's name, its MD5, and that of what it holds, where known."""
+    resources = SOURCES[dataset].resources
+    extracted = EXTRACTED.get(dataset, [None] * len(resources))
+    return [(name, md5, inner) for (name, md5), inner in zip(resources, extracted, strict=True)]
+
+
+def _check(path: Path, md5: str, extracted_md5: str | None) -> OSError | None:
+    """`path` is a .gz file. Its extracted twin, as torchvision leaves it, will do."""
     try:
-        if path.exists():
-            if hashlib.md5(path.read_bytes()).hexdigest() != md5:
-                return OSError(f"{path} is damaged: its MD5 checksum is not {md5}")
-        elif path.with_suffix("").exists():
-            _idx(np.fromfile(path.with_suffix(""), np.uint8), path.with_suffix(""))
-        else:
-            return FileNotFoundError(path.name)
+        path = _stored(path)
+        content = _bytes(path)
+        expected = md5 if path.suffix == ".gz" else extracted_md5
+        if expected is None:
+            _idx(content, path)
+        elif hashlib.md5(content.data).hexdigest() != expected:
+            return OSError(f"{path} is damaged: its MD5 checksum is not {expected}")
+    except FileNotFoundError:
+        return FileNotFoundError(path.name)
     except OSError as error:
         return error
     return None
 
 
+def _stored(path: Path) -> Path:
+    return path.with_suffix("") if path.with_suffix("").exists() and not path.exists() else path
+
+
+def _bytes(path: Path) -> NDArray[np.uint8]:
+    if path.stat().st_size > LARGEST:
+        raise OSError(f"{path} is damaged: it is larger than any of these files")
+    return np.fromfile(path, np.uint8)
+
+
 def read(dataset: str, folder: Path) -> tuple[Split, Split]:
-    """The training and the test images with their labels, from files that `locate` found whole."""
+    """The training and the test images with their labels, from files that `locate` found whole.
+
+    Raises:
+        OSError: they are not what their names say, which `locate` cannot tell where it knows no checksum.
+    """
 
     def load(name: str) -> Tensor:
-        path = folder / name
-        if path.exists():
-            return _idx(_inflate(path.read_bytes()), path)
-        return _idx(np.fromfile(path.with_suffix(""), np.uint8), path.with_suffix(""))
+        path = _stored(folder / name)
+        content = _bytes(path)
+        return _idx(_inflate(content, path) if path.suffix == ".gz" else content, path)
 
-    train_images, train_labels, test_images, test_labels = (load(name) for name, _ in SOURCES[dataset].resources)
+    train_images, train_labels, test_images, test_labels = (load(name) for name, *_ in SOURCES[dataset].resources)
+    for images, labels in ((train_images, train_labels), (test_images, test_labels)):
+        if len(images) != len(labels) or labels.max() > 9:
+            raise OSError(f"{folder} is damaged: its images and labels do not belong together")
     return (train_images, train_labels.long()), (test_images, test_labels.long())
 
 
-def _inflate(packed: bytes) -> NDArray[np.uint8]:
+def _inflate(packed: NDArray[np.uint8], path: Path) -> NDArray[np.uint8]:
     """Of a whole .gz file; its last four bytes give the size. In pieces, so that no second copy is ever in memory."""
-    content = np.empty(int.from_bytes(packed[-4:], "little"), np.uint8)
+    size = int.from_bytes(packed[-4:].tobytes(), "little")
+    content = np.empty(min(size, LARGEST), np.uint8)
     inflater, end, piece = zlib.decompressobj(wbits=31), 0, 1 << 16
-    for start in range(0, len(packed), piece):
-        out = inflater.decompress(packed[start : start + piece])
-        content[end : end + len(out)] = np.frombuffer(out, np.uint8)
-        end += len(out)
+    try:
+        for start in range(0, len(packed), piece):
+            out = inflater.decompress(packed[start : start + piece].data, max_length=len(content) - end + 1)
+            content[end : end + len(out)] = np.frombuffer(out, np.uint8)
+            end += len(out)
+    except (zlib.error, ValueError):  # ValueError: it holds more than it says
+        end = -1
+    if end != size or not inflater.eof or inflater.unused_data:
+        raise OSError(f"{path} is damaged: it is not a whole .gz file")
     return content
 
 
-def _idx(content: NDArray[np.uint8], path: Path) -> Tensor:
+def _idx(content: NDArray[np.uint8], path: Path) -> Tensor:  # (N, 28, 28) or (N,) uint8, by the file's name
     """Reads the IDX format: two zero bytes, type 8 (uint8), number of dimensions, each as a big-endian int32, data."""
-    dims = int(content[3]) if len(content) > 3 else 0
-    start = 4 + 4 * dims
-    shape = content[4:start].view(">i4").tolist() if len(content) >= start else []
-    if content[:3].tolist() != [0, 0, 8] or not shape or len(content) != start + math.prod(shape):
-        raise OSError(f"{path} is damaged: it is not a whole IDX file")
+    kind, sides = ("images", [28, 28]) if "images" in path.name else ("labels", [])
+    start = 8 + 4 * len(sides)
+    shape = content[4:start].view(">u4").tolist() if len(content) > start else []
+    whole = content[:4].tolist() == [0, 0, 8, 1 + len(sides)] and len(content) == start + math.prod(shape)
+    if not whole or shape[1:] != sides:
+        raise OSError(f"{path} is damaged: it is not a whole IDX file of {kind}")
     return torch.from_numpy(content[start:]).view(shape)
 
 
@@ -364,7 +417,7 @@ def embedded_digits() -> tuple[Split, Split]:
     return (tensor[train], labels[train]), (tensor[test], labels[test])
 
 
-def fetch(dataset: str, data_dir: str | os.PathLike[str]) -> Path:
+def fetch(dataset: str, data_dir: str | os.PathLike[str], mirrors: list[str] | None = None) -> Path:
     """Makes sure that the four files are in their folder and whole, downloading what is not; returns the folder.
 
     Raises:
@@ -374,14 +427,19 @@ def fetch(dataset: str, data_dir: str | os.PathLike[str]) -> Path:
     folder, problem = locate(dataset, data_dir)
     if problem is None:
         return folder
-    tried: list[str] = []
+    tried = [] if mirrors != [] else ["data.mirrors is empty"]
+    mirrors = list(SOURCES[dataset].mirrors if mirrors is None else mirrors)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):  # of several processes, one downloads
-            for name, md5 in SOURCES[dataset].resources:
-                if not tried and _check(folder / name, md5):
-                    tried = _download(SOURCES[dataset].mirrors, folder / name, md5)
-    except OSError as error:
+        with FileLock(folder / ".lock", timeout=FILE_SECONDS):  # of several processes, one downloads
+            for part in folder.glob(".*.part"):  # left by one that was killed as it wrote
+                part.unlink()
+            for name, md5, extracted_md5 in _sums(dataset):
+                if not tried and _check(folder / name, md5, extracted_md5):
+                    tried = _download(mirrors, folder / name, md5)
+    except Timeout:
+        tried = [f"another process has held {folder / '.lock'} for {FILE_SECONDS:g} s"]
+    except OSError as error:  # a full disk, a folder that is read-only
         tried = [str(error)]
     folder, left = locate(dataset, data_dir)
     if left is None:
@@ -389,63 +447,65 @@ def fetch(dataset: str, data_dir: str | os.PathLike[str]) -> Path:
     name = SOURCES[dataset].__name__
     raise type(left)(
         f"{left}; not downloaded ({'; '.join(tried)}). Put the four .gz files into {folder}, or set MNIST_ROOT to the "
-        f"folder that has {name}/raw, or say data=digits"
+        f"folder that has {name}/raw, or data.mirrors to servers that have the files, or say data=digits"
     )
 
 
 def _download(mirrors: list[str], path: Path, md5: str) -> list[str]:
-    """Tries one mirror after the other; returns what went wrong with each, or nothing when `path` is there."""
+    """Tries one mirror after the other; returns what went wrong with each, or nothing when `path` is there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     failures = []
-    for mirror in mirrors:
+    for mirror in mirrors.copy():
         url = mirror.rstrip("/") + "/" + path.name
-        part = path.with_name(f".{path.name}.{os.getpid()}")
         log.info("downloading %s", url)
         try:
             content = _get(url)
             if hashlib.md5(content).hexdigest() != md5:
-                raise OSError("wrong content: its checksum is not the published one")
-            with open(part, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-            return []
-        except (OSError, HTTPException, ValueError) as error:
-            failures.append(f"{mirror}: {getattr(error, 'reason', None) or error}")
-        finally:
-            part.unlink(missing_ok=True)
+                raise OSError(f"wrong content: {len(content):,} bytes with another checksum than the published one")
+        except Exception as error:  # whatever a server can provoke in urllib
+            reason = error.reason if type(error) is URLError else error
+            failures.append(f"{mirror}: {textwrap.shorten(str(reason), 200) or type(error).__name__}")
+            mirrors.remove(mirror)
+            mirrors.append(mirror)  # the last to be asked for the next file
+            continue
+        write(path, content)
+        return []
     return failures
 
 
 def _get(url: str) -> bytes:
-    deadline = time.monotonic() + FILE_SECONDS
-    content = bytearray()
-    with _open(url) as response:
-        while chunk := response.read1(1 << 16):
-            content += chunk
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"not whole after {FILE_SECONDS:.0f} s")
-    return bytes(content)
+    """`urlopen` limits each wait of its own, but not the resolver's, nor how many addresses, headers, reads there are.
 
-
-def _open(url: str) -> Any:
-    """`urlopen` limits each wait of its own, but not the resolver's, nor how many addresses it tries."""
-    outcome: SimpleQueue[Any] = SimpleQueue()
+    So it runs in a thread, which is left behind when it is too slow, and then ends by itself.
+    """
+    content, failures, done = bytearray(), list[Exception](), Event()
 
     def attempt() -> None:
         try:
-            outcome.put(urlopen(url, timeout=ANSWER_SECONDS))
+            with urlopen(url, timeout=ANSWER_SECONDS) as response:
+                while not failures and (chunk := response.read1(1 << 16)):
+                    content.extend(chunk)
+                    if len(content) > LARGEST:
+                        raise OSError(f"it sends more than {LARGEST:,} bytes")
         except Exception as error:  # raised again below, where it is waited for
-            outcome.put(error)
+            if isinstance(error, HTTPError):
+                error.close()
+            failures.append(error)
+        done.set()
 
     Thread(target=attempt, daemon=True).start()
-    try:
-        response = outcome.get(timeout=ANSWER_SECONDS)
-    except Empty:
-        raise TimeoutError(f"no answer within {ANSWER_SECONDS:g} s") from None
-    if isinstance(response, Exception):
-        raise response
-    return response
+    began = time.monotonic()
+    while not failures and not done.wait(ANSWER_SECONDS):
+        seconds = time.monotonic() - began
+        if seconds > FILE_SECONDS or len(content) < SLOWEST * seconds:
+            sent = f"only {len(content):,} bytes" if content else "no answer"
+            failures.append(TimeoutError(f"{sent} within {seconds:.1f} s"))
+    if failures:
+        raise failures[0]
+    return bytes(content)
 
 
 def main(dataset: str = "mnist") -> None:
