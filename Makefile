@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 READY := $(VENV)/.ready
+WORKERS := -n 2 --dist worksteal
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
@@ -17,10 +18,10 @@ train: setup ## train and test a network; make train ARGS="model=mlp optimizer=s
 	$(VENV)/bin/python train.py $(ARGS)
 
 test: setup ## run the tests; make test ARGS="-k pictures" passes words on
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest $(WORKERS) $(ARGS)
 
 trust: setup ## try every promise of the README at full length (a quarter of an hour)
-	KILLS=100 FUZZ=10000 $(VENV)/bin/python -m pytest -m promise $(ARGS)
+	KILLS=100 FUZZ=10000 $(VENV)/bin/python -m pytest $(WORKERS) -m promise $(ARGS)
 
 check: setup ## lint, check the formatting and the types
 	$(VENV)/bin/ruff check .

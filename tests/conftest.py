@@ -12,13 +12,22 @@ from typing import Any, NamedTuple
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MNIST_ROOT = os.environ.pop("MNIST_ROOT", str(ROOT / "data"))  # only the tests that ask for MNIST see it
+MNIST_ROOT = os.environ.get("MNIST_ROOT", str(ROOT / "data"))
 HAS_MNIST = (Path(MNIST_ROOT) / "MNIST" / "raw" / "train-images-idx3-ubyte.gz").exists()
 
 needs_mnist = pytest.mark.skipif(not HAS_MNIST, reason="MNIST is neither in data/ nor under MNIST_ROOT")
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # side by side, threads would wait for each other
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["lightning", "torchvision", "mnist_pl.config", "mnist_pl.callbacks"])
+LATER = ["sklearn.datasets", "matplotlib.figure", "matplotlib.backends.backend_agg", "torch.utils.tensorboard"]
+PROCESSES.set_forkserver_preload(["lightning", "torchvision", "mnist_pl.config", "mnist_pl.callbacks", *LATER])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def mnist_is_only_where_it_is_asked_for() -> None:
+    os.environ.pop("MNIST_ROOT", None)
 
 
 class Ended(NamedTuple):

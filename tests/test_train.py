@@ -333,22 +333,21 @@ time_t time(time_t *out) {
 """
 
 
-@pytest.mark.promise(STARVED, "1970, 2100, and a clock set back between a run and its resume")
-@pytest.mark.parametrize("off", ["1970", "2100"])
-def test_a_wrong_clock(run: Run, tmp_path: Path, off: str) -> None:
+@pytest.mark.promise(STARVED, "the year 2100, and a clock set back between a run and its resume")
+def test_a_wrong_clock(run: Run, tmp_path: Path) -> None:
     """The program asks the C library for the time of day, and gets this one."""
     (tmp_path / "clock.c").write_text(CLOCK)
     build = ["cc", "-shared", "-fPIC", "-o", "clock.so", "clock.c", "-ldl"]
     if shutil.which("cc") is None:
         pytest.skip("there is no C compiler")
     subprocess.run(build, cwd=tmp_path, check=True)
-    seconds = (int(off) - 1970) * 365 * 86_400 - int(time.time()) + 40 * 86_400
+    century = 130 * 365 * 86_400 + 40 * 86_400 - int(time.time())
     command = [sys.executable, str(ROOT / "train.py"), "data=digits", "model=mlp", "trainer.max_epochs=1"]
-    variables = {**os.environ, "LD_PRELOAD": str(tmp_path / "clock.so"), "CLOCK_OFF": str(seconds)}
+    variables = {**os.environ, "LD_PRELOAD": str(tmp_path / "clock.so"), "CLOCK_OFF": str(century)}
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=variables)
     assert ended.returncode == 0 and not ended.stderr, ended.stderr
     (folder,) = tmp_path.glob("outputs/*/*")
-    assert folder.parent.name.startswith(off)
+    assert folder.parent.name.startswith("2100")
     assert run("train.py", "resume=last", "trainer.max_epochs=2").code == 0
     assert summary(folder)["epochs"] == 2
 
