@@ -54,7 +54,8 @@ def run(
             f"go on with resume={callbacks.near(folder)}"
         )
     trained = checkpoint.check_fits(start, model) if start is not None else None
-    if trained is not None and fit:
+    if start is not None and trained is not None and fit:
+        checkpoint.check_continues(start, trained, model)
         epochs = trained["epochs"]
         untested = held is not None and not (folder / "summary.json").exists()  # killed after its last epoch
         if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= epochs and not untested:

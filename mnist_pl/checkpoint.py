@@ -309,9 +309,6 @@ def check_fits(path: Path, model: DigitClassifier) -> dict[str, Any]:
     """
     checkpoint = read(path)
     name = type(model).__name__
-    needed = {"training": dict, "loops": dict, "epochs": int, "global_step": int, "train_seconds": float}
-    if any(not isinstance(checkpoint.get(part), kind) for part, kind in needed.items()):
-        raise ValueError(f"ckpt_path={path}: holds weights alone, and cannot be continued; predict.py can use it")
     if checkpoint["model"] != name:
         raise ValueError(
             f"ckpt_path={path}: holds the network {checkpoint['model']} and model is {name}; "
@@ -322,6 +319,20 @@ def check_fits(path: Path, model: DigitClassifier) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"ckpt_path={path}: {error}; give the model.* settings that it was trained with") from error
     return checkpoint
+
+
+def check_continues(path: Path, checkpoint: dict[str, Any], model: DigitClassifier) -> None:
+    """Raises ValueError where the training that `checkpoint` is from cannot be gone on with by that of `model`."""
+    needed = {"training": dict, "loops": dict, "epochs": int, "global_step": int, "train_seconds": float}
+    if any(not isinstance(checkpoint.get(part), kind) for part, kind in needed.items()):
+        raise ValueError(f"ckpt_path={path}: holds weights alone, and cannot be continued; predict.py can use it")
+    for group in ("optimizer", "scheduler"):
+        before, now = checkpoint["hyper_parameters"].get(group), model.hparams[group]
+        if before and now and before["_target_"] != now["_target_"]:  # whose state would mean nothing to the other
+            raise ValueError(
+                f"ckpt_path={path}: was trained with the {group} {before['_target_'].rpartition('.')[2]}, "
+                f"and {group} is {now['_target_'].rpartition('.')[2]}; give the same, with other settings if you like"
+            )
 
 
 def _compare(model: DigitClassifier, weights: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 CLASSES = 10
 MEAN, STD = 0.1307, 0.3081  # of the pixels of MNIST's 60,000 training images, in [0, 1]
 Batch = tuple[Tensor, Tensor]  # images (B, 1, 28, 28) float in [0, 1], labels (B,)
+RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # what an optimiser and its schedule keep of the learning rate
 ALL_STEPS = "all_steps"  # in a scheduler's settings: the optimiser steps of the whole run
 
 
@@ -160,7 +161,7 @@ class DigitClassifier(LightningModule):
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         return ValueError(
             f"{what}, noticed after step {self.global_step} at a learning rate of {rate:g}; try a smaller "
-            "optimizer.lr, or trainer.gradient_clip_val=1; the last checkpoint is kept"
+            "optimizer.lr, or trainer.gradient_clip_val=1; the checkpoints from before are kept"
         )
 
     def _evaluate(self, stage: str, batch: Batch) -> None:
@@ -253,6 +254,7 @@ class DigitClassifier(LightningModule):
         steps = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]
         steps["total"]["completed"] = checkpoint["global_step"]
         self._place_in_epoch(loop, checkpoint["training"])
+        self._take_new_settings(checkpoint)
         # A schedule's position comes from the checkpoint, its length from this run, which may have more epochs.
         lengths = ("total_steps", "_schedule_phases", "T_max")
         schedulers = checkpoint.get("lr_schedulers", [])
@@ -275,6 +277,19 @@ class DigitClassifier(LightningModule):
             done = loader.batches_before(**training["loader"])
             if done is not None:
                 batches["current"] = {"ready": done, "started": done, "processed": done, "completed": done - 1}
+
+    def _take_new_settings(self, checkpoint: dict[str, Any]) -> None:
+        """Where this run's settings of the optimiser are others than the checkpoint's, these are meant."""
+        before, now = checkpoint["hyper_parameters"]["optimizer"], self.hparams["optimizer"]
+        changed = {name: value for name, value in now.items() if before.get(name) != value}
+        factor = now["lr"] / before["lr"]  # of all rates, for a schedule goes on at its place
+        for group in checkpoint["optimizer_states"][0]["param_groups"]:
+            group.update({name: value for name, value in changed.items() if name in group and name != "lr"})
+            group.update({name: group[name] * factor for name in RATES if name in group})
+            if not self.hparams["scheduler"]:
+                group["lr"] = now["lr"]
+        for schedule in checkpoint.get("lr_schedulers", []):
+            schedule["base_lrs"] = [rate * factor for rate in schedule["base_lrs"]]
 
     def on_train_start(self) -> None:
         if self._resumed is not None:

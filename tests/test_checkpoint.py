@@ -120,6 +120,10 @@ def test_a_signal_stops_a_run_that_then_goes_on(
     assert "Traceback" not in ended.err
     last = checkpoint.read(tmp_path / "run" / "checkpoints" / "last.ckpt")
     assert step <= last["global_step"] <= step + 1
+    if number == signal.SIGTERM:  # the other way, in a folder of its own; its curve begins where it does
+        other = ["hydra.run.dir=other", "ckpt_path=run", "trainer.num_sanity_val_steps=0"]
+        assert run("train.py", *WORDS, *more, *other).code == 0
+        same_runs(whole(*more), tmp_path / "other", record=False)
     ended = run("train.py", "resume=run", GO_ON)
     assert ended.code == 0 and not ended.err, ended.err
     same_runs(whole(*more), tmp_path / "run")
@@ -161,6 +165,27 @@ def test_more_or_fewer_batches_at_once_are_the_same_run(run: Run, tmp_path: Path
         same_runs(whole("data.augment=null"), tmp_path / folder)
 
 
+def test_what_is_said_again_wins_over_what_a_run_was_started_with(run: Run, tmp_path: Path) -> None:
+    def rates(*words: str) -> list[float]:
+        folder = f"run{len(list(tmp_path.iterdir()))}"
+        begin = ["optimizer=sgd", "optimizer.lr=0.1", "trainer.max_epochs=1", f"hydra.run.dir={folder}"]
+        assert run("train.py", *WORDS, *begin, *(word for word in words if "scheduler" in word)).code == 0
+        ended = run("train.py", f"resume={folder}", "trainer.max_epochs=2", *words)
+        assert ended.code == 0, ended.err
+        last = checkpoint.read(tmp_path / folder / "checkpoints" / "last.ckpt")
+        momentum = last["optimizer_states"][0]["param_groups"][0]["momentum"]
+        assert momentum == (0.5 if "optimizer.momentum=0.5" in words else 0.9)
+        return [rate for step, rate in curve(tmp_path / folder, "lr") if step > 82]
+
+    plain = rates("scheduler=none")
+    assert plain == pytest.approx([0.1] * len(plain))
+    assert rates("scheduler=none", "optimizer.lr=0.01", "optimizer.momentum=0.5") == pytest.approx([0.01] * len(plain))
+    cosine = rates("scheduler=cosine")
+    assert rates("scheduler=cosine", "optimizer.lr=0.05") == pytest.approx([rate / 2 for rate in cosine])
+    line = one_line(run("train.py", "resume=run0", "optimizer=adam", "trainer.max_epochs=3"))
+    assert "was trained with the optimizer SGD, and optimizer is Adam" in line
+
+
 def test_what_resume_says(run: Run, trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "outputs" / "a" / "b")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("outputs/**/*")}
@@ -180,9 +205,21 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(run: Run, tmp_path
     words = ["train.py", *WORDS, "callbacks.progress._target_=test_checkpoint.Stop", "hydra.run.dir=run"]
     assert run(*words, STOP="on_train_batch_end 64 9").code == -signal.SIGKILL
     assert not list((tmp_path / "run").glob("checkpoints/*"))
+    (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "run" / "checkpoints" / ".best.ckpt.part").write_text("half")
     ended = run("train.py", "resume=run", "trainer.max_epochs=1", GO_ON)
     assert ended.code == 0 and "untrained" in ended.out, ended.err
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) > 3
+
+
+@pytest.mark.parametrize(("setting", "step"), [("every_n_train_steps=50", 50), ("every_n_minutes=0.0001", 64)])
+def test_checkpoints_within_an_epoch(run: Run, tmp_path: Path, setting: str, step: int) -> None:
+    words = ["train.py", *WORDS, f"callbacks.last.{setting}", "hydra.run.dir=run"]
+    assert "callbacks.last.every_n" in one_line(run(*words[:-1], f"callbacks.last.{setting.partition('=')[0]}=0"))
+    assert run(*words, "callbacks.progress._target_=test_checkpoint.Stop", STOP="on_train_batch_end 82 9").code == -9
+    assert checkpoint.read(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == step
+    assert run("train.py", "resume=run", GO_ON).code == 0
 
 
 @pytest.mark.promise("a killed run goes on to the same bits", "SIGKILL at random moments, then resume=")
@@ -383,8 +420,21 @@ def test_no_change_to_a_checkpoint_breaks_the_reader(
     record_property("tried", tried)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(run: Run, tmp_path: Path) -> None:
-    ended = run("train.py", *WORDS, "optimizer=sgd", "optimizer.lr=1e30", "scheduler=none", "hydra.run.dir=run")
-    assert ended.code != 0
-    line = ended.err.strip().splitlines()[-1]
-    assert "no longer a number, noticed after step" in line and "1e+30" in line and "smaller optimizer.lr" in line
+@pytest.mark.promise("a loss that is no number stops the run, the last good checkpoint stays", "a rate of 1e30, SGD")
+@pytest.mark.parametrize("every", ["null", "1"])
+def test_a_loss_that_is_no_number_stops_the_run(run: Run, tmp_path: Path, every: str) -> None:
+    words = [
+        *WORDS,
+        "optimizer=sgd",
+        "scheduler=none",
+        f"callbacks.last.every_n_train_steps={every}",
+        "hydra.run.dir=run",
+    ]
+    assert run("train.py", *words, "trainer.max_epochs=1").code == 0
+    line = one_line(run("train.py", "resume=run", "trainer.max_epochs=2", "optimizer.lr=1e30"))
+    assert "no longer" in line and "noticed after step" in line and "1e+30" in line and "smaller optimizer.lr" in line
+    last, best = (checkpoint.read(tmp_path / "run" / "checkpoints" / f"{name}.ckpt") for name in ("last", "best"))
+    assert all(weights.isfinite().all() for part in (last, best) for weights in part["state_dict"].values())
+    # Written at each step, the last may be from the very step that ruined the network; the best never is.
+    more = ["resume=run"] if every == "null" else [*words, "ckpt_path=run/checkpoints/best.ckpt", "hydra.run.dir=more"]
+    assert run("train.py", *more, "trainer.max_epochs=2", "optimizer.lr=0.01").code == 0
