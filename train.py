@@ -22,13 +22,46 @@ if TYPE_CHECKING:
 def main(cfg: DictConfig) -> float | None:
     with one_line_errors():
         data, model, trainer = build(cfg)
+        start = find_start(model, trainer, cfg.fit, cfg.ckpt_path)
         remember(cfg)
         facts = {
             "experiment": HydraConfig.get().runtime.choices.get("experiment"),
             "claim": cfg.claim,
             "seed": cfg.seed,
         }
-        return run(data, model, trainer, cfg.fit, cfg.ckpt_path, facts)
+        return run(data, model, trainer, cfg.fit, start, facts)
+
+
+def find_start(model: "DigitClassifier", trainer: "Trainer", fit: bool, ckpt_path: str | None) -> Path | None:
+    """The checkpoint to go on from, or to test.
+
+    Raises:
+        ValueError: there is none, it does not fit, or another run would be written over.
+    """
+    from mnist_pl import checkpoint
+    from mnist_pl.plots import near
+
+    folder = Path(trainer.default_root_dir)
+    start = None if ckpt_path is None else checkpoint.find(ckpt_path, *(checkpoint.NEWEST if fit else ("best.ckpt",)))
+    held = checkpoint.held(folder)
+    if held is not None and (start is None or not held.samefile(start)):
+        raise ValueError(
+            f"hydra.run.dir={folder}: holds a run already; choose another folder, or go on with resume={near(folder)}"
+        )
+    if start is None:
+        if not fit:
+            raise ValueError("fit=false only tests, and needs ckpt_path: a checkpoint or a run folder")
+        return None
+    trained = checkpoint.check_fits(start, model)
+    if fit:
+        checkpoint.check_continues(start, trained, model)
+        untested = held is not None and not (folder / "summary.json").exists()  # killed after its last epoch
+        if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trained["epochs"] and not untested:
+            raise ValueError(
+                f"ckpt_path={ckpt_path}: has trained {trained['epochs']} epochs and trainer.max_epochs is "
+                f"{trainer.max_epochs}; raise it to go on, or say fit=false to only test"
+            )
+    return start
 
 
 def run(
@@ -36,7 +69,7 @@ def run(
     model: "DigitClassifier",
     trainer: "Trainer",
     fit: bool,
-    ckpt_path: str | None,
+    start: Path | None,
     facts: dict[str, Any],
 ) -> float | None:
     """Fits (or not), tests the best checkpoint, writes summary.json; returns the validation accuracy of the best.
@@ -45,41 +78,23 @@ def run(
     """
     from mnist_pl import callbacks, checkpoint
 
-    folder = Path(trainer.default_root_dir)
-    start = None if ckpt_path is None else checkpoint.find(ckpt_path, *(checkpoint.NEWEST if fit else ("best.ckpt",)))
-    held = checkpoint.held(folder)
-    if held is not None and (start is None or not held.samefile(start)):
-        raise ValueError(
-            f"hydra.run.dir={folder}: holds a run already; choose another folder, or "
-            f"go on with resume={callbacks.near(folder)}"
-        )
-    trained = checkpoint.check_fits(start, model) if start is not None else None
-    if start is not None and trained is not None and fit:
-        checkpoint.check_continues(start, trained, model)
-        epochs = trained["epochs"]
-        untested = held is not None and not (folder / "summary.json").exists()  # killed after its last epoch
-        if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= epochs and not untested:
-            raise ValueError(
-                f"ckpt_path={ckpt_path}: has trained {epochs} epochs and trainer.max_epochs is "
-                f"{trainer.max_epochs}; raise it to go on, or say fit=false to only test"
-            )
-    if not fit and start is None:
-        raise ValueError("fit=false only tests, and needs ckpt_path: a checkpoint or a run folder")
     data.prepare_data()
     data.setup("fit")
     if trainer.is_global_zero:
         callbacks.log.info("%s", callbacks.header(trainer, model, data))
     best, seconds = start, 0.0
     if fit:
-        callbacks.rewind(trainer.loggers, trained["global_step"] if trained is not None else -1)
-        if held is not None:
-            trainer.num_sanity_val_steps = 0  # its score is in the record already
-        model.started = perf_counter() - (trained["train_seconds"] if trained is not None else 0)
+        before = {"global_step": -1, "train_seconds": 0.0}
+        trained: dict[str, Any] = before if start is None else checkpoint.read(start)
+        callbacks.rewind(trainer.loggers, trained["global_step"])
+        if start is not None and checkpoint.held(Path(trainer.default_root_dir)) is not None:
+            trainer.num_sanity_val_steps = 0  # its score is in this folder's record already
+        model.started = perf_counter() - trained["train_seconds"]
         trainer.ckpt_path = start
         try:
             trainer.fit(model, datamodule=data, weights_only=True)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            if trained is None or trainer.global_step not in (0, trained["global_step"]):
+            if start is None or trainer.global_step not in (0, trained["global_step"]):
                 raise
             raise ValueError(f"ckpt_path={start}: cannot be continued ({type(error).__name__}: {error})") from error
         trainer.ckpt_path = None

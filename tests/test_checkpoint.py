@@ -184,6 +184,7 @@ def test_what_is_said_again_wins_over_what_a_run_was_started_with(run: Run, tmp_
     assert rates("scheduler=cosine", "optimizer.lr=0.05") == pytest.approx([rate / 2 for rate in cosine])
     line = one_line(run("train.py", "resume=run0", "optimizer=adam", "trainer.max_epochs=3"))
     assert "was trained with the optimizer SGD, and optimizer is Adam" in line
+    assert run("train.py", "resume=run0", "trainer.max_epochs=3").code == 0, "what was refused is not remembered"
 
 
 def test_what_resume_says(run: Run, trained: Path, tmp_path: Path) -> None:
