@@ -228,7 +228,7 @@ def test_a_run_that_is_killed_at_random_moments_goes_on(
     tmp_path: Path, whole: Callable[..., Path], record_property: Callable[[str, Any], None]
 ) -> None:
     words = ["trainer.max_epochs=8", "callbacks.last.every_n_train_steps=15"]
-    random, kills, wanted = Random(1), 0, int(os.environ.get("KILLS", "8"))
+    random, kills, wanted = Random(1), 0, int(os.environ.get("KILLS", "6"))
     while kills < wanted:
         folder = tmp_path / str(kills)
         folder.mkdir()
