@@ -82,7 +82,8 @@ def run(
     data.setup("fit")
     if trainer.is_global_zero:
         callbacks.log.info("%s", callbacks.header(trainer, model, data))
-    best, seconds = start, 0.0
+    best = start
+    facts |= {"train_seconds": 0.0, "images_per_second": None}
     if fit:
         before = {"global_step": -1, "train_seconds": 0.0}
         trained: dict[str, Any] = before if start is None else checkpoint.read(start)
@@ -99,11 +100,10 @@ def run(
             raise ValueError(f"ckpt_path={start}: cannot be continued ({type(error).__name__}: {error})") from error
         trainer.ckpt_path = None
         seconds = perf_counter() - model.started
+        facts |= {"train_seconds": round(seconds, 3), "images_per_second": round(model.images_seen / seconds, 1)}
         paths = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, checkpoint.Best)]
         best = next((Path(path) for path in paths if path), None)
     trainer.test(model, datamodule=data, ckpt_path=best, verbose=False, weights_only=True)
-    facts["train_seconds"] = round(seconds, 3)
-    facts["images_per_second"] = round(model.images_seen / seconds, 1) if fit else None
     summary = callbacks.summarise(trainer, model, data, best, facts)
     if trainer.is_global_zero:
         callbacks.write_summary(trainer.default_root_dir, summary)

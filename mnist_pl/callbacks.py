@@ -199,7 +199,7 @@ def summarise(
     trainer: Trainer, model: DigitClassifier, data: MNISTDataModule, best: Path | None, facts: dict[str, Any]
 ) -> dict[str, Any]:
     """One flat object: what was run, on what, and what came out; `facts` are added as they are."""
-    best_scores = checkpoint.read(best)["metrics"] if best else {}
+    best_scores = checkpoint.read(best).get("metrics", {}) if best else {}
     scores = {**trainer.callback_metrics, **{name: best_scores.get(name) for name in ("val/acc", "val/loss")}}
     optimizer = model.hparams["optimizer"]
     return {

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hydra.utils import instantiate
 from lightning import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.aggregation import MeanMetric
@@ -246,7 +247,9 @@ class DigitClassifier(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.images_seen = checkpoint["images_seen"]
+        self.images_seen = checkpoint.get("images_seen", 0)
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            return
         self._resumed = checkpoint["training"]
         # Lightning counts the optimiser's steps in one of two places; this run may use the other.
         loop = checkpoint["loops"]["fit_loop"]

@@ -61,8 +61,12 @@ def test_the_best_checkpoint_is_tested(trained: Path) -> None:
     assert summary(trained)["val/acc"] == pytest.approx(max(validation[1:]), abs=1e-6)
 
 
-def test_only_testing_gives_the_same_figures(run: Run, trained: Path, tmp_path: Path) -> None:
-    ended = run("train.py", "data=digits", "fit=false", f"ckpt_path={trained}", "hydra.run.dir=tested")
+@pytest.mark.parametrize("alone", [False, True], ids=["", "weights alone"])
+def test_only_testing_gives_the_same_figures(run: Run, trained: Path, tmp_path: Path, alone: bool) -> None:
+    whole = checkpoint.read(trained / "checkpoints" / "best.ckpt")
+    needed = ("model", "state_dict", "hyper_parameters", "datamodule_hyper_parameters", "pytorch-lightning_version")
+    torch.save({name: whole[name] for name in needed} if alone else whole, tmp_path / "a.ckpt")
+    ended = run("train.py", "data=digits", "fit=false", "optimizer=sgd", "ckpt_path=a.ckpt", "hydra.run.dir=tested")
     assert ended.code == 0, ended.err
     assert summary(tmp_path / "tested")["test/acc"] == summary(trained)["test/acc"]
     assert not (tmp_path / "tested" / "checkpoints").exists()
