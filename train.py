@@ -1,5 +1,6 @@
 """Compose, build, fit, test the best checkpoint, return the validation accuracy. `python train.py --help`."""
 
+import logging
 import sys
 from pathlib import Path
 from time import perf_counter
@@ -7,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from mnist_pl.config import build, go_on, one_line_errors, remember
+from mnist_pl.config import build, go_on, label, one_line_errors, remember
 
 if TYPE_CHECKING:
     from lightning import Trainer
 
     from mnist_pl.data import MNISTDataModule
     from mnist_pl.models import DigitClassifier
+
+log = logging.getLogger(__name__)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -25,11 +28,12 @@ def main(cfg: DictConfig) -> float | None:
         start = find_start(model, trainer, cfg.fit, cfg.ckpt_path)
         remember(cfg)
         facts = {
+            "run": label(cfg),
             "experiment": HydraConfig.get().runtime.choices.get("experiment"),
             "claim": cfg.claim,
             "seed": cfg.seed,
         }
-        return run(data, model, trainer, cfg.fit, start, facts)
+        return run(data, model, trainer, cfg.fit, start, facts, OmegaConf.to_yaml(cfg, resolve=True))
 
 
 def find_start(model: "DigitClassifier", trainer: "Trainer", fit: bool, ckpt_path: str | None) -> Path | None:
@@ -71,23 +75,27 @@ def run(
     fit: bool,
     start: Path | None,
     facts: dict[str, Any],
+    settings: str,
 ) -> float | None:
     """Fits (or not), tests the best checkpoint, writes summary.json; returns the validation accuracy of the best.
 
-    `facts` are what the caller wants to see in the summary too.
+    `facts` are what the caller wants to see in the summary too; `settings` are for the record, as YAML.
     """
-    from mnist_pl import callbacks, checkpoint
+    from mnist_pl import checkpoint, loggers, summary
 
+    asked = data.dataset
     data.prepare_data()
     data.setup("fit")
+    facts["run"] = facts["run"].replace(asked, data.dataset, 1)  # after a fallback
+    facts = summary.describe(trainer, model, data) | facts
     if trainer.is_global_zero:
-        callbacks.log.info("%s", callbacks.header(trainer, model, data))
+        log.info("%s", summary.header(trainer, data, facts))
+    before = {"global_step": -1, "train_seconds": 0.0}
+    trained: dict[str, Any] = before if start is None else checkpoint.read(start)
+    loggers.begin(trainer, trained["global_step"] if fit else -1, facts, settings)
     best = start
     facts |= {"train_seconds": 0.0, "images_per_second": None}
     if fit:
-        before = {"global_step": -1, "train_seconds": 0.0}
-        trained: dict[str, Any] = before if start is None else checkpoint.read(start)
-        callbacks.rewind(trainer.loggers, trained["global_step"])
         if start is not None and checkpoint.held(Path(trainer.default_root_dir)) is not None:
             trainer.num_sanity_val_steps = 0  # its score is in this folder's record already
         model.started = perf_counter() - trained["train_seconds"]
@@ -103,12 +111,14 @@ def run(
         facts |= {"train_seconds": round(seconds, 3), "images_per_second": round(model.images_seen / seconds, 1)}
         paths = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, checkpoint.Best)]
         best = next((Path(path) for path in paths if path), None)
+    best_scores = checkpoint.read(best).get("metrics", {}) if best else {}
+    loggers.log_best(trainer, best_scores)
     trainer.test(model, datamodule=data, ckpt_path=best, verbose=False, weights_only=True)
-    summary = callbacks.summarise(trainer, model, data, best, facts)
+    result = summary.conclude(trainer, model, facts, best, best_scores)
     if trainer.is_global_zero:
-        callbacks.write_summary(trainer.default_root_dir, summary)
-        callbacks.log.info("%s", callbacks.table(summary, trainer.default_root_dir))
-    return summary["val/acc"]
+        summary.write(trainer.default_root_dir, result)
+        log.info("%s", summary.table(result, trainer.default_root_dir))
+    return result["val/acc"]
 
 
 if __name__ == "__main__":

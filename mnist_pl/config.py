@@ -7,6 +7,7 @@ import inspect
 import logging
 import os
 import platform
+import re
 import signal
 import sys
 import threading
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from mnist_pl.models import DigitClassifier
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+LABELLED = ("data", "model", "optimizer", "scheduler", "trainer")  # groups whose settings tell runs apart; not these:
+UNLABELLED = ("lr", "dataset", "data_dir", "mirrors", "fallback", "accelerator", "devices", "log_every_n_steps")
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
@@ -109,6 +112,26 @@ def _key(word: str) -> str:
 
 def _quote(path: Path) -> str:
     return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def label(cfg: Any) -> str:
+    """The run in a few words, for lists of runs: what was chosen, and what else was said on the command line."""
+    hydra = HydraConfig.get()
+    choices = hydra.runtime.choices
+    parts = [cfg.data.dataset, choices.get("experiment") or f"{choices['model']}-{choices['optimizer']}"]
+    parts.append(f"lr{cfg.optimizer.lr:g}")
+    for word in hydra.overrides.task:
+        key, _, value = word.partition("=")
+        group, _, setting = key.lstrip("+~").partition(".")
+        if group == "scheduler" and not setting:
+            parts.append(value)
+        elif setting and group in LABELLED and setting not in UNLABELLED:
+            parts.append(setting.rpartition(".")[2] + value)
+    short = "-".join([*parts[:10], f"seed{cfg.seed}"])
+    return re.sub(r"[^\w.+-]+", "_", short)[:100]
+
+
+OmegaConf.register_new_resolver("label", lambda *, _root_: label(_root_))
 
 
 def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]":

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from math import isfinite
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +14,49 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.functional.classification import multiclass_calibration_error
+from torchmetrics.utilities import dim_zero_cat
 
 CLASSES = 10
 MEAN, STD = 0.1307, 0.3081  # of the pixels of MNIST's 60,000 training images, in [0, 1]
 Batch = tuple[Tensor, Tensor]  # images (B, 1, 28, 28) float in [0, 1], labels (B,)
 RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # what an optimiser and its schedule keep of the learning rate
 ALL_STEPS = "all_steps"  # in a scheduler's settings: the optimiser steps of the whole run
+BINS = 15  # of confidence, equally wide: Guo et al., On Calibration of Modern Neural Networks, 2017
+
+
+class Answers(NamedTuple):
+    """What a network said about the test images."""
+
+    images: Tensor  # (N, 28, 28) uint8
+    labels: Tensor  # (N,)
+    probabilities: Tensor  # (N, 10)
+
+    def accuracy_of_each(self) -> Tensor:  # (10,); of a digit that does not occur, no number
+        right = (self.probabilities.argmax(1) == self.labels).double()
+        return torch.bincount(self.labels, right, CLASSES) / torch.bincount(self.labels, minlength=CLASSES)
+
+
+class Gather(Metric):
+    """Keeps every answer to the test images, of all processes, for what is drawn of them."""
+
+    full_state_update = False
+    images: list[Tensor]
+    labels: list[Tensor]
+    probabilities: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in Answers._fields:
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, images: Tensor, labels: Tensor, logits: Tensor) -> None:
+        self.images.append((images.squeeze(1) * 255).round().byte())
+        self.labels.append(labels)
+        self.probabilities.append(logits.float().softmax(dim=1))
+
+    def compute(self) -> Answers:
+        return Answers(*(dim_zero_cat(getattr(self, name)).cpu() for name in Answers._fields))
 
 
 class DigitClassifier(LightningModule):
@@ -55,7 +92,11 @@ class DigitClassifier(LightningModule):
         for stage in ("train", "val", "test"):
             self.add_module(f"{stage}_loss", MeanMetric(nan_strategy="disable"))
             self.add_module(f"{stage}_acc", MulticlassAccuracy(CLASSES, average="micro", validate_args=False))
+        self.gather = Gather()
+        self.answers: Answers | None = None  # to the test images, once tested
         self.recorded: dict[str, float] = {}  # what the loggers were last given
+        self._epoch_start = (self.started, 0)  # perf_counter, images seen
+        self._gradient_norm = 0.0
         self._unscored: list[tuple[Tensor, Tensor]] = []  # logits and labels
         self._resumed: dict[str, Any] | None = None  # the "training" of the checkpoint that was loaded
         self._lengths: list[dict[str, Any]] = []  # of the schedules in the checkpoint that was loaded
@@ -63,6 +104,10 @@ class DigitClassifier(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:  # (B, 1, 28, 28) in [0, 1] -> (B, 10) logits
         return self.net((images - self.mean) / self.std)
+
+    def features(self, images: Tensor) -> Tensor:  # (B, 1, 28, 28) in [0, 1] -> (B, F), what the last layer gets
+        body = self.net[:-1] if isinstance(self.net, nn.Sequential) else self.net
+        return body((images - self.mean) / self.std)
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
@@ -100,7 +145,14 @@ class DigitClassifier(LightningModule):
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and step % every == 0:
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            self._record({**self._score_training(), "lr": rate}, step)
+            self._record({**self._score_training(), "lr": rate, "grad_norm": self._gradient_norm}, step)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """The norm over all parameters, before clipping."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.global_step + 1) % every == 0:
+            gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+            self._gradient_norm = float(torch.nn.utils.get_total_norm(gradients))
 
     def _step_schedules(self, interval: str) -> None:
         """Lightning does it when it takes the optimiser's steps."""
@@ -111,21 +163,30 @@ class DigitClassifier(LightningModule):
     def on_train_epoch_end(self) -> None:
         self._step_schedules("epoch")
         self.log_dict(self.scores("train"), logger=False)
+        seconds, images = self.epoch_so_far()
+        self._record({"seconds_per_epoch": seconds, "images_per_second": images / seconds}, self.global_step)
 
     def on_train_epoch_start(self) -> None:
         self._reset("train")
+        self._epoch_start = perf_counter(), self.images_seen
+
+    def epoch_so_far(self) -> tuple[float, int]:
+        """Seconds, with validation, and training images."""
+        return perf_counter() - self._epoch_start[0], self.images_seen - self._epoch_start[1]
 
     def on_validation_epoch_start(self) -> None:
         self._reset("val")
 
     def on_test_epoch_start(self) -> None:
         self._reset("test")
+        self.gather.reset()
 
     def validation_step(self, batch: Batch, _: int) -> None:
         self._evaluate("val", batch)
 
     def test_step(self, batch: Batch, _: int) -> None:
-        self._evaluate("test", batch)
+        images, labels = batch
+        self.gather.update(images, labels, self._evaluate("test", batch))
 
     def on_validation_epoch_end(self) -> None:
         self._publish("val")
@@ -133,7 +194,10 @@ class DigitClassifier(LightningModule):
             self._validated = self._batches_trained()
 
     def on_test_epoch_end(self) -> None:
-        self._publish("test")
+        self.answers = self.gather.compute()
+        error = multiclass_calibration_error(self.answers.probabilities, self.answers.labels, CLASSES, BINS)
+        each = {f"acc_per_digit/{digit}": value for digit, value in enumerate(self.answers.accuracy_of_each())}
+        self._publish("test", {"test/calibration_error": error, **each})
 
     def predict_step(self, batch: Batch | Tensor, _: int) -> Tensor:  # -> (B, 10) probabilities
         return self(batch if isinstance(batch, Tensor) else batch[0]).softmax(dim=1)
@@ -165,14 +229,15 @@ class DigitClassifier(LightningModule):
             "optimizer.lr, or trainer.gradient_clip_val=1; the checkpoints from before are kept"
         )
 
-    def _evaluate(self, stage: str, batch: Batch) -> None:
+    def _evaluate(self, stage: str, batch: Batch) -> Tensor:  # -> (B, 10) logits
         images, labels = batch
         logits = self(images)
         self._metric(stage, "loss").update(F.cross_entropy(logits.float(), labels, reduction="none"))
         self._metric(stage, "acc").update(logits, labels)
+        return logits
 
-    def _publish(self, stage: str) -> None:
-        scores = self.scores(stage)
+    def _publish(self, stage: str, more: dict[str, Tensor] | None = None) -> None:
+        scores = {**self.scores(stage), **(more or {})}
         self.log_dict(scores, logger=False)  # for callbacks: the best checkpoint, early stopping
         self._record(scores, self.global_step)
 
@@ -237,7 +302,10 @@ class DigitClassifier(LightningModule):
         checkpoint["epochs"] = loop.epoch_progress.current.processed
         due = loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
         # What the rest of an epoch depends on, beside the weights: for resuming in its middle.
+        seconds, images = self.epoch_so_far()
         checkpoint["training"] = {
+            "epoch_seconds": seconds,
+            "epoch_images": images,
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
             "loader": None if loader is None else loader.state_dict(),
@@ -296,6 +364,8 @@ class DigitClassifier(LightningModule):
 
     def on_train_start(self) -> None:
         if self._resumed is not None:
+            began, before = perf_counter() - self._resumed["epoch_seconds"], self._resumed["epoch_images"]
+            self._epoch_start = began, self.images_seen - before
             torch.set_rng_state(self._resumed["random"])
             if self.device.type == "cuda" and self._resumed["random_cuda"]:
                 torch.cuda.set_rng_state_all(self._resumed["random_cuda"])

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_pl.config import explain, is_users
 
+NO_CHOICE = ("seed=", "sweep=", "ckpt_path=", "hydra.")
 FAILED = "error.txt"  # in a job's folder: what stopped it
 
 
@@ -49,14 +50,16 @@ class Report(Callback):
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The summaries below a folder, each with what was said on its command line under `choice` (the seed left out)."""
-    runs = []
-    for path in sorted(folder.glob("**/summary.json"), key=lambda path: path.stat().st_mtime):
-        overrides = path.parent / ".hydra" / "overrides.yaml"
-        said = [str(word) for word in OmegaConf.load(overrides)] if overrides.exists() else []
-        choice = " ".join(word for word in said if not word.startswith(("seed=", "sweep=", "ckpt_path=")))
-        runs.append({**json.loads(path.read_text()), "choice": choice or "default"})
-    return runs
+    """The summaries below a folder, each with its `choice`."""
+    paths = sorted(folder.glob("**/summary.json"), key=lambda path: path.stat().st_mtime)
+    return [{**json.loads(path.read_text()), "choice": choice(path.parent)} for path in paths]
+
+
+def choice(run: Path) -> str:
+    """What was said on a run's command line, but for the seed."""
+    overrides = run / ".hydra" / "overrides.yaml"
+    said = [str(word) for word in OmegaConf.load(overrides)] if overrides.exists() else []
+    return " ".join(word for word in said if not word.startswith(NO_CHOICE)) or "default"
 
 
 def table(runs: list[dict[str, Any]]) -> list[str]:

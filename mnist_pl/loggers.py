@@ -1,0 +1,170 @@
+"""Where a run's figures go while it lasts: metrics.csv, and what the tabs of TensorBoard show."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning import Trainer
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from mnist_pl import checkpoint, plots
+
+SEEN = "images_seen/"  # before the tags of scores that are drawn against the images seen
+SCORES = {"loss": "loss", "accuracy": "acc"}
+STAGES = ("train", "val", "test")
+COLUMNS = ("data", "model", "optimizer", "lr", "batch_size", "epochs", "seed", "parameters", "experiment")
+COMPARED = ("val/acc", "best/val/acc", "test/acc")  # columns of the HParams tab; best: of the checkpoint that is tested
+
+
+class MetricsCSV(Logger):
+    """`metrics.csv`: a row for each record, with the step, the epoch and the training images seen."""
+
+    def __init__(self, save_dir: str) -> None:
+        super().__init__()
+        self.path = Path(save_dir, "metrics.csv")
+        self.rows: list[dict[str, float]] = []
+        self.written = 0
+        self.columns: list[str] = []
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """The run's settings are in .hydra and in summary.json."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        row = {"step": step or 0, **metrics}
+        if row not in self.rows[-2:]:  # after a resume, the last step may be scored again
+            self.rows.append(row)
+
+    @rank_zero_only
+    def save(self) -> None:
+        new = [name for row in self.rows[self.written :] for name in row if name not in self.columns]
+        self.columns += dict.fromkeys(new)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns)
+        if new or (self.rows and not self.written):  # a column that the header lacks: write everything anew
+            writer.writeheader()
+            writer.writerows(self.rows)
+            checkpoint.write(self.path, text.getvalue().encode())
+        elif self.written < len(self.rows):
+            writer.writerows(self.rows[self.written :])
+            with open(self.path, "a", newline="") as file:
+                file.write(text.getvalue())
+        self.written = len(self.rows)
+
+    def rewind(self, step: int) -> None:
+        """Takes up the rows of an earlier process in the same folder, up to `step`: those after it are made again."""
+        self.rows = [row for row in plots.rows(self.path) if row["step"] <= step]
+        self.written, self.columns = 0, []
+
+    def finalize(self, status: str) -> None:
+        if self.rows:
+            self.save()
+
+
+class TensorBoard(TensorBoardLogger):
+    """Lightning's, with scores against the images seen too, charts on common axes, and an HParams tab without gaps.
+
+    The event files lie in a folder of the run that bears the run's name: TensorBoard names runs by their folders.
+    """
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]
+        super().log_metrics(metrics, step)
+        if "images" in metrics:  # runs with other batch sizes take other numbers of steps
+            scores = {SEEN + name: value for name, value in metrics.items() if name.startswith(STAGES)}
+            super().log_metrics(scores, int(metrics["images"]))
+
+    @rank_zero_only
+    def log_hyperparams(  # type: ignore[override]
+        self, params: dict[str, Any], metrics: dict[str, Any] | None = None, step: int | None = None
+    ) -> None:
+        """The columns of the HParams tab; their figures are those of the scalars with the names in COMPARED.
+
+        Lightning's own would write a figure of -1 until there is one.
+        """
+        from torch.utils.tensorboard.summary import hparams
+
+        values = {name: value if isinstance(value, int | float) else str(value) for name, value in params.items()}
+        self.hparams.update(values)
+        writer = self.experiment._get_file_writer()
+        for summary in hparams(values, dict.fromkeys(metrics or COMPARED, 0)):
+            writer.add_summary(summary)
+
+    @rank_zero_only
+    def arrange(self, settings: str) -> None:
+        """The settings as text, and charts that show several curves."""
+        self.experiment.add_text("settings", f"```yaml\n{settings}```")
+        charts = {
+            axis: {
+                title: ["Multiline", [f"^{prefix}{stage}/{name}$" for stage in STAGES]]
+                for title, name in SCORES.items()
+            }
+            for axis, prefix in (("by optimiser steps", ""), ("by images seen", SEEN))
+        }
+        self.experiment.add_custom_scalars(charts)
+
+    def rewind(self, step: int, kept: Sequence[dict[str, float]]) -> None:
+        """TensorBoard forgets what an earlier process left in the same folder after `step`.
+
+        It takes all axes for steps, so the scores against images seen are written again, from the rows of metrics.csv.
+        """
+        earlier = next(Path(self.save_dir).glob("*/events.out.tfevents.*"), None)
+        if earlier is None:
+            return
+        self._name = earlier.parent.name
+        self._kwargs["purge_step"] = step + 1  # an argument of its SummaryWriter
+        for row in kept:
+            scores = {SEEN + name: value for name, value in row.items() if name.startswith(STAGES)}
+            super().log_metrics(scores, int(row["images"]))
+
+
+def begin(trainer: Trainer, step: int, facts: dict[str, Any], settings: str) -> None:
+    """Before the first record: what an earlier process left in the same folder counts up to `step`.
+
+    `facts` are the run's, one value each; `settings` are all of them, as YAML.
+    """
+    kept: list[dict[str, float]] = []
+    for logger in trainer.loggers:
+        if isinstance(logger, MetricsCSV):
+            logger.rewind(step)
+            kept = logger.rows
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoard):
+            logger._name = facts["run"]
+            logger.rewind(step, kept)
+            logger.arrange(settings)
+        logger.log_hyperparams({name: facts[name] for name in COLUMNS if facts.get(name) is not None})
+
+
+def log_best(trainer: Trainer, scores: dict[str, float]) -> None:
+    """The validation scores of the checkpoint that is tested."""
+    best = {f"best/{name}": scores[name] for name in ("val/loss", "val/acc") if name in scores}
+    for logger in trainer.loggers:
+        if best and not isinstance(logger, MetricsCSV):  # it has them, at an earlier step
+            logger.log_metrics(best, trainer.global_step)
+
+
+def log_picture(logger: Logger, name: str, path: Path, step: int) -> None:
+    """Hands a picture file to a logger that shows pictures."""
+    if isinstance(logger, TensorBoardLogger):
+        import numpy as np
+        from PIL import Image
+
+        pixels = np.asarray(Image.open(path).convert("RGB"))
+        logger.experiment.add_image(name, pixels, step, dataformats="HWC")
+    elif isinstance(logger, WandbLogger):
+        logger.log_image(name, [str(path)], step)
+    elif isinstance(logger, MLFlowLogger):
+        logger.experiment.log_artifact(logger.run_id, str(path))
