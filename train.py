@@ -33,7 +33,7 @@ def main(cfg: DictConfig) -> float | None:
             "claim": cfg.claim,
             "seed": cfg.seed,
         }
-        return run(data, model, trainer, cfg.fit, start, facts, OmegaConf.to_yaml(cfg, resolve=True))
+        return run(data, model, trainer, cfg.fit, start, facts, OmegaConf.to_container(cfg, resolve=True))
 
 
 def find_start(model: "DigitClassifier", trainer: "Trainer", fit: bool, ckpt_path: str | None) -> Path | None:
@@ -75,11 +75,11 @@ def run(
     fit: bool,
     start: Path | None,
     facts: dict[str, Any],
-    settings: str,
+    settings: Any,
 ) -> float | None:
     """Fits (or not), tests the best checkpoint, writes summary.json; returns the validation accuracy of the best.
 
-    `facts` are what the caller wants to see in the summary too; `settings` are for the record, as YAML.
+    `facts` are what the caller wants to see in the summary too; `settings` are for the record.
     """
     from mnist_pl import checkpoint, loggers, summary
 
@@ -117,7 +117,7 @@ def run(
     result = summary.conclude(trainer, model, facts, best, best_scores)
     if trainer.is_global_zero:
         summary.write(trainer.default_root_dir, result)
-        log.info("%s", summary.table(result, trainer.default_root_dir))
+        log.info("%s", summary.table(result, trainer))
     return result["val/acc"]
 
 

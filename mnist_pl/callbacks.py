@@ -11,7 +11,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from PIL import Image
+from PIL import Image, ImageColor
 from torch import nn
 from tqdm import tqdm
 
@@ -66,7 +66,7 @@ class Progress(ProgressBar):
 
     def on_validation_end(self, trainer: Trainer, pl_module: DigitClassifier) -> None:  # type: ignore[override]
         if trainer.sanity_checking:  # the untrained network, or where this run goes on from
-            self._epoch(trainer, trainer.current_epoch, trainer.callback_metrics)
+            self._epoch(trainer, trainer.fit_loop.epoch_progress.current.processed, trainer.callback_metrics)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: DigitClassifier) -> None:  # type: ignore[override]
         self.bar.close()
@@ -192,7 +192,10 @@ class PRCurves(Callback):
 
 
 class Projector(Callback):
-    """What the last layer sees of the first `images` test images, as points in TensorBoard's projector."""
+    """What the last layer gets of the first `images` test images, as points in TensorBoard's projector.
+
+    A point is the image itself, in the colour of its digit.
+    """
 
     def __init__(self, images: int = 1000) -> None:
         self.images = images
@@ -203,7 +206,9 @@ class Projector(Callback):
         images, labels, _ = (part[: self.images] for part in pl_module.answers)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                pixels = to_float(images)
+                ink = to_float(images)
                 with torch.inference_mode():
-                    points = pl_module.features(pixels.to(pl_module.device)).flatten(1).float().cpu()
-                logger.experiment.add_embedding(points, labels.tolist(), 1 - pixels, trainer.global_step, "last_layer")
+                    points = pl_module.features(ink.to(pl_module.device)).flatten(1).float().cpu()
+                colors = torch.tensor([ImageColor.getrgb(color) for color in plots.DIGITS]) / 255
+                pictures = 1 - ink * (1 - colors[labels, :, None, None])  # (N, 3, 28, 28), on white
+                logger.experiment.add_embedding(points, labels.tolist(), pictures, trainer.global_step, "last_layer")

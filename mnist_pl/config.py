@@ -156,8 +156,9 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
 
     from mnist_pl.checkpoint import DurableIO
 
-    for name in ("lightning.pytorch", "lightning.fabric"):
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).handlers.clear()  # Hydra's shows and keeps what is said
     keep_freed_memory()
     # A help for debugging, and 2 % of a run:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

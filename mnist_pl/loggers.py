@@ -9,14 +9,15 @@ from typing import Any
 from lightning import Trainer
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import OmegaConf
 
 from mnist_pl import checkpoint, plots
 
-SEEN = "images_seen/"  # before the tags of scores that are drawn against the images seen
+SEEN = "vs_images/"  # before the tags of scores that are drawn against the training images seen
 SCORES = {"loss": "loss", "accuracy": "acc"}
 STAGES = ("train", "val", "test")
 COLUMNS = ("data", "model", "optimizer", "lr", "batch_size", "epochs", "seed", "parameters", "experiment")
-COMPARED = ("val/acc", "best/val/acc", "test/acc")  # columns of the HParams tab; best: of the checkpoint that is tested
+COMPARED = ("val/acc", "val_best/acc", "test/acc")  # figures of the HParams tab; best: of the checkpoint that is tested
 
 
 class MetricsCSV(Logger):
@@ -44,8 +45,12 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         row = {"step": step or 0, **metrics}
-        if row not in self.rows[-2:]:  # after a resume, the last step may be scored again
-            self.rows.append(row)
+        for number, earlier in enumerate(self.rows[-3:], max(0, len(self.rows) - 3)):
+            if earlier.keys() == row.keys() and earlier["step"] == row["step"]:  # done again, after a resume
+                if row != earlier:
+                    self.rows[number], self.written = row, 0  # the file is written anew
+                return
+        self.rows.append(row)
 
     @rank_zero_only
     def save(self) -> None:
@@ -76,15 +81,15 @@ class MetricsCSV(Logger):
 class TensorBoard(TensorBoardLogger):
     """Lightning's, with scores against the images seen too, charts on common axes, and an HParams tab without gaps.
 
+    Tags sort so that what is looked at most comes first: test, train, trainer, val, and the rest.
     The event files lie in a folder of the run that bears the run's name: TensorBoard names runs by their folders.
     """
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]
-        super().log_metrics(metrics, step)
+        super().log_metrics({n if "/" in n else f"trainer/{n}": value for n, value in metrics.items()}, step)
         if "images" in metrics:  # runs with other batch sizes take other numbers of steps
-            scores = {SEEN + name: value for name, value in metrics.items() if name.startswith(STAGES)}
-            super().log_metrics(scores, int(metrics["images"]))
+            super().log_metrics(_against_images(metrics), int(metrics["images"]))
 
     @rank_zero_only
     def log_hyperparams(  # type: ignore[override]
@@ -103,9 +108,9 @@ class TensorBoard(TensorBoardLogger):
             writer.add_summary(summary)
 
     @rank_zero_only
-    def arrange(self, settings: str) -> None:
+    def arrange(self, settings: dict[str, Any]) -> None:
         """The settings as text, and charts that show several curves."""
-        self.experiment.add_text("settings", f"```yaml\n{settings}```")
+        self.experiment.add_text("settings", f"```yaml\n{OmegaConf.to_yaml(OmegaConf.create(settings))}```")
         charts = {
             axis: {
                 title: ["Multiline", [f"^{prefix}{stage}/{name}$" for stage in STAGES]]
@@ -126,15 +131,20 @@ class TensorBoard(TensorBoardLogger):
         self._name = earlier.parent.name
         self._kwargs["purge_step"] = step + 1  # an argument of its SummaryWriter
         for row in kept:
-            scores = {SEEN + name: value for name, value in row.items() if name.startswith(STAGES)}
-            super().log_metrics(scores, int(row["images"]))
+            super().log_metrics(_against_images(row), int(row["images"]))
 
 
-def begin(trainer: Trainer, step: int, facts: dict[str, Any], settings: str) -> None:
+def _against_images(metrics: dict[str, float]) -> dict[str, float]:
+    names = (f"{stage}/{name}" for stage in STAGES for name in SCORES.values())
+    return {SEEN + name: metrics[name] for name in names if name in metrics}
+
+
+def begin(trainer: Trainer, step: int, facts: dict[str, Any], settings: dict[str, Any]) -> None:
     """Before the first record: what an earlier process left in the same folder counts up to `step`.
 
-    `facts` are the run's, one value each; `settings` are all of them, as YAML.
+    `facts` tell runs apart, one value each; `settings` are all that was composed.
     """
+    columns = {name: facts[name] for name in COLUMNS if facts.get(name) is not None}
     kept: list[dict[str, float]] = []
     for logger in trainer.loggers:
         if isinstance(logger, MetricsCSV):
@@ -145,12 +155,14 @@ def begin(trainer: Trainer, step: int, facts: dict[str, Any], settings: str) -> 
             logger._name = facts["run"]
             logger.rewind(step, kept)
             logger.arrange(settings)
-        logger.log_hyperparams({name: facts[name] for name in COLUMNS if facts.get(name) is not None})
+            logger.log_hyperparams(columns)
+        else:
+            logger.log_hyperparams({**columns, "settings": settings})
 
 
 def log_best(trainer: Trainer, scores: dict[str, float]) -> None:
     """The validation scores of the checkpoint that is tested."""
-    best = {f"best/{name}": scores[name] for name in ("val/loss", "val/acc") if name in scores}
+    best = {f"val_best/{name}": scores[f"val/{name}"] for name in SCORES.values() if f"val/{name}" in scores}
     for logger in trainer.loggers:
         if best and not isinstance(logger, MetricsCSV):  # it has them, at an earlier step
             logger.log_metrics(best, trainer.global_step)

@@ -196,7 +196,7 @@ class DigitClassifier(LightningModule):
     def on_test_epoch_end(self) -> None:
         self.answers = self.gather.compute()
         error = multiclass_calibration_error(self.answers.probabilities, self.answers.labels, CLASSES, BINS)
-        each = {f"acc_per_digit/{digit}": value for digit, value in enumerate(self.answers.accuracy_of_each())}
+        each = {f"vs_digit/acc_{digit}": value for digit, value in enumerate(self.answers.accuracy_of_each())}
         self._publish("test", {"test/calibration_error": error, **each})
 
     def predict_step(self, batch: Batch | Tensor, _: int) -> Tensor:  # -> (B, 10) probabilities

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, told apart by colour-blind people too.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
 COLORS = (BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", "#000000")
+# One for each digit: Paul Tol's muted scheme, and black.
+DIGITS = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#000000")
 LINES = ("-", "--", ":")  # for more curves than colours
 
 
@@ -74,7 +76,7 @@ def compare(runs: Mapping[str, Sequence[Sequence[dict[str, float]]]]) -> "Figure
 
     The band is one standard deviation over the seeds, at the points that all of them have.
     """
-    figure, both = _loss_and_accuracy("validation, mean and standard deviation over the seeds")
+    figure, both = _loss_and_accuracy("held-out images, mean and standard deviation over the seeds")
     for axes, name in zip(both, ("loss", "acc"), strict=True):
         for number, (choice, seeds) in enumerate(runs.items()):
             points = [dict(zip(*_column(rows, f"val/{name}"), strict=True)) for rows in seeds]
@@ -109,7 +111,7 @@ def confusion(labels: NDArray[np.int64], guesses: NDArray[np.int64], title: str)
     """How often each digit (row) got each answer (column), and the accuracy of each digit."""
     figure = _figure(8.4, 5.4, title)
     left, right = figure.subplots(1, 2, width_ratios=(3, 1))
-    figure.subplots_adjust(0.075, 0.1, 0.97, 0.92, wspace=0.12)
+    figure.subplots_adjust(0.07, 0.1, 0.92, 0.92, wspace=0.12)
     counts = np.zeros((10, 10), int)
     np.add.at(counts, (labels, guesses), 1)
     mistakes = np.where(np.eye(10, dtype=bool), 0, counts)
@@ -128,7 +130,7 @@ def confusion(labels: NDArray[np.int64], guesses: NDArray[np.int64], title: str)
     low = max(0.0, 1 - 1.25 * (1 - shares[seen].min(initial=1.0)) - 0.001)
     right.barh(seen, shares[seen] - low, left=low, color=BLUE, height=0.6)
     for digit in seen:
-        right.text(low + (1 - low) * 0.04, digit, f"{shares[digit]:.2%}", va="center", color="white", fontsize=9)
+        right.text(1 + (1 - low) * 0.04, digit, f"{shares[digit]:.2%}", va="center", fontsize=9)
     right.set(xlim=(low, 1), ylim=left.get_ylim(), yticks=range(10), xlabel="accuracy of each digit")
     right.locator_params(axis="x", nbins=3)
     right.xaxis.set_major_formatter("{x:.1%}")
@@ -168,7 +170,7 @@ def calibration(
         label="answers, with 95 % intervals",
     )
     upper.set(ylabel="share of right answers", ylim=(-0.03, 1.03), xlim=(0, 1.015))
-    upper.legend(frameon=False, loc="upper left", title=f"expected calibration error {error:.2%}", alignment="left")
+    upper.legend(frameon=False, loc="lower right", title=f"expected calibration error {error:.2%}", alignment="left")
     lower.bar((np.arange(bins) + 0.5) / bins, count, 0.9 / bins, color=ORANGE)
     lower.set(yscale="log", ylabel="answers", xlabel="confidence", ylim=(0.6, None))
     lower.yaxis.set_major_formatter("{x:,.0f}")

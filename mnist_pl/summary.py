@@ -8,6 +8,7 @@ from typing import Any
 import lightning
 import torch
 from lightning import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from mnist_pl import checkpoint
 from mnist_pl.data import MNISTDataModule
@@ -71,7 +72,7 @@ def write(folder: str, summary: dict[str, Any]) -> None:
     checkpoint.write(Path(folder, "summary.json"), (json.dumps(summary, indent=2) + "\n").encode())
 
 
-def table(summary: dict[str, Any], folder: str) -> str:
+def table(summary: dict[str, Any], trainer: Trainer) -> str:
     lines = [f"\n{'':10}{'loss':>10}{'accuracy':>12}"]
     for stage in ("val", "test"):
         if summary[f"{stage}/acc"] is not None:
@@ -79,13 +80,14 @@ def table(summary: dict[str, Any], folder: str) -> str:
     lines.append(f"{'worst':10}{'digit ' + str(summary['worst_digit']):>10}{summary['worst_digit_acc']:>12.2%}")
     if summary["train_seconds"]:
         lines.append(f"{'time':10}{summary['train_seconds']:>8.1f} s{summary['images_per_second']:>12,.0f} images/s")
-    where = near(folder)
-    top = Path(where).parts[0] if not Path(where).is_absolute() else where
-    more = {
-        "all in": where,
-        "look": f"tensorboard --logdir {top}",
-        "predict": f"python predict.py ckpt_path={where}",
-    }
+    where = near(trainer.default_root_dir)
+    more = {"all in": where}
+    if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+        more["look"] = f"tensorboard --logdir {where if Path(where).is_absolute() else Path(where).parts[0]}"
+    if summary["best_checkpoint"]:
+        more["predict"] = (
+            f"python predict.py ckpt_path={where if summary['train_seconds'] else summary['best_checkpoint']}"
+        )
     return "\n".join([*lines, *(f"{name:10}{text}" for name, text in more.items())])
 
 

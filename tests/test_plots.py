@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import numpy as np
-from conftest import Run
+import pytest
+from conftest import Run, one_line
 from PIL import Image
 
 from mnist_pl import plots
@@ -33,3 +34,52 @@ def test_wrong_answers_are_red() -> None:
     sheet = plots.grid(np.zeros((3, 28, 28), np.uint8), ["1", "2, not 3", "4"], [False, True, False])
     colored = (np.asarray(sheet).astype(int).max(2) - np.asarray(sheet).min(2)) > 60
     assert colored[:, 120:240].any() and not colored[:, :120].any() and not colored[:, 240:].any()
+
+
+def row(images: int, accuracy: float) -> dict[str, float]:
+    return {"images": images, "val/acc": accuracy, "val/loss": 1 - accuracy}
+
+
+def test_runs_are_compared_with_mean_and_band_over_the_seeds() -> None:
+    seeds = [[row(0, 0.1), row(100, 0.8), row(200, 0.9)], [row(0, 0.1), row(100, 0.9), row(200, 0.94), row(300, 0.95)]]
+    figure = plots.compare({"model=mlp": seeds, "model=cnn": seeds[1:]})
+    mlp, cnn = figure.axes[1].lines
+    assert mlp.get_xdata().tolist() == [0, 100, 200] and mlp.get_ydata().tolist() == pytest.approx([0.1, 0.85, 0.92])
+    assert cnn.get_xdata().tolist() == [0, 100, 200, 300]
+    (band,) = figure.axes[1].collections
+    at_100 = [y for x, y in band.get_paths()[0].vertices if x == 100]
+    assert max(at_100) - min(at_100) == pytest.approx(2 * np.std([0.8, 0.9], ddof=1))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["model=mlp (2 seeds)", "model=cnn"]
+
+
+def test_the_comparison_command(run: Run, trained: Path, tmp_path: Path) -> None:
+    ended = run("mnist_pl/plots.py", str(trained))
+    assert ended.code == 0 and "compared.png: data=digits" in ended.out, ended.err
+    with Image.open(tmp_path / "compared.png") as picture:
+        assert picture.size[0] > 1000
+    assert "none has a metrics.csv" in one_line(run("mnist_pl/plots.py", "nothing"))
+
+
+def test_confusion_counts_truth_in_rows_and_answers_in_columns() -> None:
+    labels, guesses = np.array([4, 4, 4, 9]), np.array([4, 9, 9, 9])
+    figure = plots.confusion(labels, guesses, "title")
+    texts = {text.get_position(): text.get_text() for text in figure.axes[0].texts}
+    assert texts == {(4, 4): "1", (9, 4): "2", (9, 9): "1"}
+    assert [text.get_text() for text in figure.axes[1].texts] == ["33.33%", "100.00%"]
+
+
+def test_calibration_shows_the_share_of_right_answers() -> None:
+    confidences, right = np.array([0.55, 0.58, 0.99, 0.99]), np.array([True, False, True, True])
+    figure = plots.calibration(confidences, right, 10, 0.02, "title")
+    points = figure.axes[0].containers[0].lines[0]
+    assert points.get_xdata().tolist() == pytest.approx([0.565, 0.99]) and points.get_ydata().tolist() == [0.5, 1.0]
+    assert [bar.get_height() for bar in figure.axes[1].patches if bar.get_height()] == [2, 2]
+
+
+def test_filters_are_red_where_they_look_for_ink() -> None:
+    pixels = np.asarray(plots.filters(np.array([[[1.0, 0.0], [-1.0, 0.0]]]))).astype(int)
+    red, _, blue = pixels[10, 10]
+    assert red > blue + 60
+    red, _, blue = pixels[70, 10]
+    assert blue > red + 60
+    assert pixels[10, 70].tolist() == [255, 255, 255]

@@ -1,0 +1,60 @@
+"""Each logger of conf/logger gets the figures, the settings and the pictures."""
+
+from pathlib import Path
+
+import pytest
+from conftest import Run
+
+from mnist_pl import plots
+from mnist_pl.loggers import MetricsCSV
+
+WORDS = ("train.py", "data=digits", "model=mlp", "trainer.max_epochs=2", "trainer.log_every_n_steps=20")
+PICTURES = {"samples", "curves", "confusion", "mistakes", "calibration", "filters"}
+
+
+def test_a_record_made_again_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    logger = MetricsCSV(str(tmp_path))
+    for step, values in ((1, {"a": 1.0}), (2, {"a": 2.0}), (2, {"b": 3.0})):
+        logger.log_metrics(values, step)
+    logger.save()
+    for values in ({"a": 2.0}, {"b": 4.0}):
+        logger.log_metrics(values, 2)
+    logger.save()
+    assert plots.rows(tmp_path / "metrics.csv") == [{"step": 1, "a": 1.0}, {"step": 2, "a": 2.0}, {"step": 2, "b": 4.0}]
+
+
+@pytest.mark.parametrize("callback", sorted(PICTURES))
+def test_each_picture_can_be_left_out(run: Run, trained: Path, tmp_path: Path, callback: str) -> None:
+    assert (trained / f"{callback}.png").exists()
+    words = ("train.py", "data=digits", "fit=false", f"ckpt_path={trained}", "hydra.run.dir=run")
+    assert run(*words, f"callbacks.{callback}=null").code == 0
+    drawn = {path.stem for path in (tmp_path / "run").glob("*.png")}
+    assert drawn == PICTURES - {callback, "curves"}, "nothing was trained, so there are no curves"
+
+
+@pytest.mark.filterwarnings("ignore")  # of what MLflow uses
+def test_mlflow_on_this_machine(run: Run, tmp_path: Path) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    ended = run(*WORDS, "logger=mlflow", "hydra.run.dir=run")
+    assert ended.code == 0, ended.err
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (experiment,) = client.search_experiments(filter_string="name = 'mnist_pl'")
+    (kept,) = client.search_runs([experiment.experiment_id])
+    assert kept.info.run_name == "digits-mlp-adam-lr0.001-max_epochs2-seed1"
+    assert kept.info.status == "FINISHED"
+    assert kept.data.params["model"] == "MLP" and kept.data.params["settings/model/hidden"] == "[200]"
+    assert kept.data.metrics["test/acc"] > 0.8 and "train/loss" in kept.data.metrics
+    names = {Path(artifact.path).stem for artifact in client.list_artifacts(kept.info.run_id)}
+    assert names == PICTURES
+
+
+def test_weights_and_biases_offline(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    ended = run(*WORDS, "logger=wandb", "-m", "seed=1,2", "hydra.sweep.dir=sweep", HOME=str(tmp_path))
+    assert ended.code == 0, ended.err
+    for job in ("0", "1"):
+        (folder,) = (tmp_path / "sweep" / job / "wandb").glob("offline-run-*")
+        assert {path.name.partition("_")[0] for path in folder.glob("files/media/images/*.png")} == PICTURES
+        (record,) = folder.glob("*.wandb")
+        content = record.read_bytes()
+        assert all(word in content for word in (b"val_best/acc", b"test/calibration_error", b"mnist_pl.models.MLP"))
