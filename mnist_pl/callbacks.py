@@ -66,7 +66,8 @@ class Progress(ProgressBar):
 
     def on_validation_end(self, trainer: Trainer, pl_module: DigitClassifier) -> None:  # type: ignore[override]
         if trainer.sanity_checking:  # the untrained network, or where this run goes on from
-            self._epoch(trainer, trainer.fit_loop.epoch_progress.current.processed, trainer.callback_metrics)
+            loop: Any = trainer.fit_loop
+            self._epoch(trainer, loop.epoch_progress.current.processed, trainer.callback_metrics)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: DigitClassifier) -> None:  # type: ignore[override]
         self.bar.close()

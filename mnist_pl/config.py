@@ -165,7 +165,7 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
     if not 0 <= cfg.seed < 2**32:
         raise ValueError(f"seed must be a whole number from 0 to {2**32 - 1}, got {cfg.seed}")
     seed_everything(cfg.seed, workers=True, verbose=False)
-    data = make(cfg.data, "data")
+    data = make(cfg.data, "data", _recursive_=False)
     model = make(cfg.model, "model", _recursive_=False)
     with _named("optimizer", cfg.optimizer):
         model.make_optimizer()
@@ -239,7 +239,9 @@ def _named(name: str, node: Any) -> Iterator[None]:
         _check_keys(name, node)
         yield
     except (InstantiationException, ImportError, TypeError, ValueError) as error:
-        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        cause: BaseException = error
+        while isinstance(cause, InstantiationException) and cause.__cause__:
+            cause = cause.__cause__
         line = _line(cause)
         raise ValueError(line if line.startswith(name) else f"{name}: {line}") from error
 

@@ -9,7 +9,7 @@ import sys
 import textwrap
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event, Thread
@@ -20,6 +20,7 @@ from urllib.request import urlopen
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from hydra.utils import instantiate
 from lightning import LightningDataModule
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from numpy.typing import NDArray
@@ -27,7 +28,6 @@ from torch import Tensor
 from torch.utils.data import SequentialSampler
 from torchvision.datasets import KMNIST, MNIST, FashionMNIST
 
-from mnist_pl.augment import Augment
 from mnist_pl.checkpoint import write
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ EXTRACTED = {
         "27ae3e4e09519cfbb04c329615203637",
     ]
 }
+AUGMENT = "mnist_pl.augment.Augment"
 DIGITS = "digits"  # scikit-learn's 1,797 scanned digits, part of its package
 SPLIT_SEED = 0  # the validation split is the same for every run
 AT_ONCE = 1024  # training images handed to Lightning at a time, where nothing acts on single batches
@@ -116,12 +117,12 @@ class MNISTDataModule(LightningDataModule):
     """MNIST or a data set of its form, in memory, on the training device.
 
     Args:
-        dataset: one of SOURCES, or `digits`.
+        dataset: one of SOURCES or EMBEDDED.
         data_dir: holds torchvision's `MNIST/raw` folder; may be read-only when the files are there.
         val_size: images held out of the 60,000 for validation; the test images are never among them.
         validate_on_test: score the test images after every epoch, as published scripts do. Nothing may be chosen by it.
         fallback: `digits`, to train on the embedded digits when the files are not to be had; None to fail instead.
-        augment: arguments of `Augment`, for training images only.
+        augment: arguments of `Augment`, or of another `_target_`, for training images only.
         mirrors: addresses that have the four .gz files, tried in turn; None for torchvision's, [] to download nothing.
 
     Raises:
@@ -137,13 +138,14 @@ class MNISTDataModule(LightningDataModule):
         val_size: int = 5000,
         validate_on_test: bool = False,
         fallback: str | None = None,
-        augment: dict[str, float] | None = None,
+        augment: dict[str, Any] | None = None,
         seed: int = 1,
         mirrors: list[str] | None = None,
     ) -> None:
         super().__init__()
-        if dataset not in (*SOURCES, DIGITS):
-            raise ValueError(f"data.dataset must be one of {', '.join([*SOURCES, DIGITS])}, got {dataset!r}")
+        known = [*SOURCES, *EMBEDDED]
+        if dataset not in known:
+            raise ValueError(f"data.dataset must be one of {', '.join(known)}, got {dataset!r}")
         if fallback not in (None, DIGITS):
             raise ValueError(f"data.fallback must be {DIGITS} or null, got {fallback!r}")
         if not isinstance(batch_size, int) or batch_size < 1:
@@ -160,7 +162,7 @@ class MNISTDataModule(LightningDataModule):
                 f"data.mirrors must be a list of addresses, as [https://my.server/mnist/], or null, got {mirrors!r}"
             )
         self.save_hyperparameters()
-        self.augment = Augment(**augment) if augment else None
+        self.augment = instantiate({"_target_": AUGMENT, **augment}) if augment else None
         self.splits: dict[str, Split] = {}
 
     @property
@@ -169,7 +171,7 @@ class MNISTDataModule(LightningDataModule):
         return self.hparams["dataset"]
 
     def prepare_data(self) -> None:
-        if self.dataset == DIGITS:
+        if self.dataset in EMBEDDED:
             return
         try:
             fetch(self.dataset, self.hparams["data_dir"], self.hparams["mirrors"])
@@ -193,14 +195,14 @@ class MNISTDataModule(LightningDataModule):
         self.splits = {"train": kept, "val": test if self.hparams["validate_on_test"] else held_out, "test": test}
 
     def _read(self) -> tuple[Split, Split]:
-        if self.dataset != DIGITS:
+        if self.dataset not in EMBEDDED:
             folder, problem = locate(self.dataset, self.hparams["data_dir"])
             if problem is None:
                 return read(self.dataset, folder)
             if self.hparams["fallback"] is None or not isinstance(problem, FileNotFoundError):
                 raise problem
             self.hparams["dataset"] = DIGITS
-        return embedded_digits()
+        return EMBEDDED[self.dataset]()
 
     @property
     def selects(self) -> bool:
@@ -415,6 +417,9 @@ def embedded_digits() -> tuple[Split, Split]:
     test, train = order.split([300, len(labels) - 300])
     tensor = torch.from_numpy(placed)
     return (tensor[train], labels[train]), (tensor[test], labels[test])
+
+
+EMBEDDED: dict[str, Callable[[], tuple[Split, Split]]] = {DIGITS: embedded_digits}  # training, test; no download
 
 
 def fetch(dataset: str, data_dir: str | os.PathLike[str], mirrors: list[str] | None = None) -> Path:

@@ -123,14 +123,14 @@ class TensorBoard(TensorBoardLogger):
     def rewind(self, step: int, kept: Sequence[dict[str, float]]) -> None:
         """TensorBoard forgets what an earlier process left in the same folder after `step`.
 
-        It takes all axes for steps, so the scores against images seen are written again, from the rows of metrics.csv.
+        It takes all axes for steps, so the scores against more images than that are written again, from metrics.csv.
         """
         earlier = next(Path(self.save_dir).glob("*/events.out.tfevents.*"), None)
         if earlier is None:
             return
         self._name = earlier.parent.name
         self._kwargs["purge_step"] = step + 1  # an argument of its SummaryWriter
-        for row in kept:
+        for row in (row for row in kept if row.get("images", 0) > step):
             super().log_metrics(_against_images(row), int(row["images"]))
 
 

@@ -126,6 +126,8 @@ class DigitClassifier(LightningModule):
             optimizer.step()
             self._after_step(self.global_step)
             self._step_schedules("step")
+        # What Lightning's own `log` takes for the step: one less, for it is about to count this call as one.
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step - 1
         return None
 
     def _loss(self, batch: Batch) -> Tensor:

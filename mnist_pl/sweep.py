@@ -30,7 +30,7 @@ class Report(Callback):
         note = Path(config.hydra.runtime.output_dir, FAILED)
         note.unlink(missing_ok=True)
         if "wandb" in sys.modules:  # else the next job would be logged as part of this one
-            sys.modules["wandb"].finish(exit_code=int(job_return.status != JobStatus.COMPLETED), quiet=True)
+            sys.modules["wandb"].finish(exit_code=int(job_return.status != JobStatus.COMPLETED))
         if job_return.status == JobStatus.FAILED and config.hydra.mode == RunMode.MULTIRUN:
             error = job_return._return_value
             if not is_users(error):

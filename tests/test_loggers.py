@@ -50,7 +50,7 @@ def test_mlflow_on_this_machine(run: Run, tmp_path: Path) -> None:
 
 def test_weights_and_biases_offline(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("wandb")
-    ended = run(*WORDS, "logger=wandb", "-m", "seed=1,2", "hydra.sweep.dir=sweep", HOME=str(tmp_path))
+    ended = run(WORDS[0], "-m", *WORDS[1:], "logger=wandb", "seed=1,2", "hydra.sweep.dir=sweep", HOME=str(tmp_path))
     assert ended.code == 0, ended.err
     for job in ("0", "1"):
         (folder,) = (tmp_path / "sweep" / job / "wandb").glob("offline-run-*")

@@ -1,5 +1,6 @@
 """Every command in the README is run, as written or with words added that only make it shorter."""
 
+import os
 import re
 import shutil
 import socket
@@ -13,8 +14,12 @@ import pytest
 from conftest import ROOT, execute
 from PIL import Image, ImageDraw
 
+from mnist_pl import plots
+from mnist_pl.data import MNISTDataModule
+
 TEXT = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
+USE, _, RECIPES = TEXT.partition("The recipes below")
+BLOCKS = re.findall(r"```sh\n(.*?)```", USE, re.DOTALL)
 COMMANDS = [line.partition(" #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
 
 
@@ -22,7 +27,8 @@ COMMANDS = [line.partition(" #")[0].strip() for block in BLOCKS for line in bloc
 def folder(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Path:
     """Where a reader is after the first command: one finished run, and pictures of their own."""
     folder = tmp_path_factory.mktemp("reader")
-    shutil.copytree(trained, folder / "outputs" / "DATE" / "TIME")
+    for place in ("outputs/DATE/TIME", "multirun/presets/earlier"):
+        shutil.copytree(trained, folder / place)
     (folder / "my_digits").mkdir()
     page = Image.new("L", (200, 200), 255)
     ImageDraw.Draw(page).line([(60, 40), (140, 40), (90, 160)], fill=0, width=14)
@@ -38,6 +44,9 @@ def test_a_command_runs(command: str, folder: Path) -> None:
     if words == ["mnist_pl/data.py"]:  # there is no network: tests/test_data.py downloads from a server of its own
         assert "not downloaded" in execute(folder, *words).err
         return
+    for name in ("mlflow", "wandb"):
+        if f"logger={name}" in words:
+            pytest.importorskip(name)
     if words == ["mnist_pl/benchmark.py"]:  # it takes six minutes
         words += ["--only", "reading"]
     if words[0] == "train.py" and "resume=" not in command:
@@ -94,7 +103,7 @@ def test_tensorboard_shows_the_runs(folder: Path) -> None:
 
 
 def test_no_command_is_left_out() -> None:
-    known = ("python ", "make ", "tensorboard ", ". .venv/bin/activate")
+    known = ("python ", "make ", "tensorboard ", ". .venv/bin/activate", 'pip install -e ".[mlflow]"')
     assert [command for command in COMMANDS if not command.startswith(known)] == []
 
 
@@ -102,3 +111,41 @@ def test_the_map_names_every_file() -> None:
     for path in [*ROOT.glob("*.py"), *ROOT.glob("mnist_pl/*.py")]:
         if path.name != "__init__.py":
             assert str(path.relative_to(ROOT)) in TEXT, path
+
+
+FILE = re.compile(r"```(?:python|yaml)\n# (at the end of )?(\S+)\n(.*?)```", re.DOTALL)
+
+
+@pytest.mark.parametrize("recipe", RECIPES.split("\n**")[1:], ids=lambda recipe: recipe.partition("**")[0])
+def test_a_recipe_works_as_it_stands(recipe: str, trained: Path, tmp_path: Path) -> None:
+    for name in ("conf", "mnist_pl", "train.py", "predict.py"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    data = MNISTDataModule("digits", val_size=0)
+    data.setup("fit")
+    for number, (image, label) in enumerate(zip(*data.splits["test"], strict=True)):
+        folder = tmp_path / "my_digits" / str(int(label))
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(255 - image.numpy()).resize((100, 100)).save(folder / f"{number}.png")
+    lines = 0
+    for added, name, text in FILE.findall(recipe):
+        lines += text.count("\n")
+        with open(tmp_path / name, "a" if added else "x") as file:
+            file.write(f"\n\n{text}" if added else text)
+    assert 0 < lines < 20
+    (command,) = re.findall(r"```sh\npython (.*?)\n```", recipe)
+    words = [word.replace('"', "") for word in re.findall(r'(?:"[^"]*"|\S)+', command)]
+    words += [] if "data=" in command else ["data=digits"]
+    words += ["trainer.max_epochs=2"]
+    variables = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    for more in (words, ["predict.py"]):
+        ended = subprocess.run(
+            [sys.executable, *more], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=180
+        )
+        assert ended.returncode == 0, ended.stderr
+    if "weight_norm" in command:
+        record = next(tmp_path.glob("outputs/*/*/metrics.csv"))
+        assert [row["step"] for row in plots.rows(record) if "weight_norm" in row] == [
+            40,
+            81,
+        ]  # Lightning counts from 0
