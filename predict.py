@@ -3,7 +3,6 @@
 import csv
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
-from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,8 +25,6 @@ TOGETHER = 500  # pictures read before the network gets them
 @hydra.main(version_base="1.3", config_path="conf", config_name="predict")
 def main(cfg: DictConfig) -> None:
     with one_line_errors():
-        if isinstance(sys.stdout, TextIOWrapper):
-            sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack the letters of a file's name
         from mnist_pl import checkpoint
 
         path = checkpoint.find(cfg.ckpt_path, "best.ckpt")

@@ -60,7 +60,8 @@ class Progress(ProgressBar):
     ) -> None:
         if self.live:
             now = pl_module.recorded
-            figures = {name: f"{now[f'train/{name}']:.4f}" for name in ("loss", "acc") if f"train/{name}" in now}
+            names = ("acc",) if self.short else ("loss", "acc")
+            figures = {name: f"{now[f'train/{name}']:.4f}" for name in names if f"train/{name}" in now}
             self.bar.set_postfix(figures, refresh=False)
             self.bar.update()  # tqdm draws ten times a second at the most
 

@@ -1,7 +1,10 @@
 """What a run says of itself: its first lines, summary.json, and the table at its end."""
 
 import json
+import shutil
 import subprocess
+import textwrap
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +42,10 @@ def header(trainer: Trainer, data: MNISTDataModule, facts: dict[str, Any]) -> st
         "on": _device(trainer),
         "in": near(trainer.default_root_dir),
     }
-    return "\n".join(f"{name:10}{text}" for name, text in lines.items()) + "\n"
+    wrap = partial(
+        textwrap.fill, width=shutil.get_terminal_size().columns, subsequent_indent=" " * 10, break_long_words=False
+    )
+    return "\n".join(wrap(f"{name:10}{text}", break_on_hyphens=False) for name, text in lines.items()) + "\n"
 
 
 def conclude(

@@ -1,13 +1,19 @@
 """train.py as a user runs it, on the embedded digits."""
 
 import csv
+import fcntl
 import json
 import os
+import pty
+import re
 import shutil
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -184,7 +190,9 @@ def test_without_mnist_the_default_run_says_so_and_trains_on_digits(run: Run, tm
     ended = run("train.py", "trainer.max_epochs=1", "hydra.run.dir=run", limit=60)
     assert ended.code == 0, ended.err
     assert ended.out.count("WARNING") == 1 and "1,797 embedded digits" in ended.out
-    assert summary(tmp_path / "run")["data"] == "digits"
+    facts = summary(tmp_path / "run")
+    assert facts["data"] == "digits" and facts["run"] == "digits-cnn-adam-lr0.001-max_epochs1-seed1"
+    assert (tmp_path / "run" / facts["run"]).is_dir()
 
 
 def test_two_processes_share_the_work_and_count_every_test_image_once(tmp_path: Path) -> None:
@@ -378,3 +386,32 @@ def test_no_connection_is_opened(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     calls = (tmp_path / "calls").read_text()
     assert "exited with 0" in calls and "AF_INET" not in calls, calls
+
+
+@pytest.mark.parametrize("width", [50, 100])
+def test_a_terminal_of_any_width(width: int, tmp_path: Path) -> None:
+    """A real one, of which nothing but letters is expected: no colours, no UTF-8."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, width, 0, 0))
+    words = ["data=digits", "model=mlp", "trainer.max_epochs=2", "data.batch_size=1", "hydra.run.dir=run"]
+    variables = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
+    variables |= {"NO_COLOR": "1", "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "TERM": "dumb"}
+    command = [sys.executable, str(ROOT / "train.py"), *words]
+    process = subprocess.Popen(command, cwd=tmp_path, env=variables, stdout=slave, stderr=slave, stdin=slave)
+    os.close(slave)
+    shown = b""
+    with suppress(OSError):  # EIO: the other end is closed
+        while part := os.read(master, 65536):
+            shown += part
+    os.close(master)
+    assert process.wait() == 0
+    text = shown.decode("ascii")
+    assert not re.search(r"\x1b\[[0-9;]*m", text), "no colours"
+    bars = [state for line in text.split("\r\n") for state in line.split("\r") if "%|" in state or "% " in state[:14]]
+    assert any(re.search(r"acc=0\.\d{4}", bar) for bar in bars), "the figures that matter"
+    lines = [line.split("\r")[-1] for line in text.split("\r\n")]
+    whole = [line for line in [*lines, *bars] if "python predict.py" not in line]  # commands are not broken
+    assert max(map(len, whole)) <= width
+    (head,) = [" ".join(line.split()) for line in lines if line.lstrip().startswith("epoch")]
+    losses = width > 60
+    assert head == f"epoch {'train loss ' * losses}train acc {'val loss ' * losses}val acc seconds"
