@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning import Trainer
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
+from PIL import Image
 
 from mnist_pl import checkpoint, plots
 
 SEEN = "vs_images/"  # before the tags of scores that are drawn against the training images seen
+COURSE = ("epoch", "images", "lr", "grad_norm", "seconds_per_epoch", "images_per_second")  # below trainer/
 SCORES = {"loss": "loss", "accuracy": "acc"}
 STAGES = ("train", "val", "test")
 COLUMNS = ("data", "model", "optimizer", "lr", "batch_size", "epochs", "seed", "parameters", "experiment")
@@ -87,7 +90,7 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]
-        super().log_metrics({n if "/" in n else f"trainer/{n}": value for n, value in metrics.items()}, step)
+        super().log_metrics({f"trainer/{n}" if n in COURSE else n: value for n, value in metrics.items()}, step)
         if "images" in metrics:  # runs with other batch sizes take other numbers of steps
             super().log_metrics(_against_images(metrics), int(metrics["images"]))
 
@@ -171,9 +174,6 @@ def log_best(trainer: Trainer, scores: dict[str, float]) -> None:
 def log_picture(logger: Logger, name: str, path: Path, step: int) -> None:
     """Hands a picture file to a logger that shows pictures."""
     if isinstance(logger, TensorBoardLogger):
-        import numpy as np
-        from PIL import Image
-
         pixels = np.asarray(Image.open(path).convert("RGB"))
         logger.experiment.add_image(name, pixels, step, dataformats="HWC")
     elif isinstance(logger, WandbLogger):

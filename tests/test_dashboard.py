@@ -28,7 +28,7 @@ RUNS = {  # what TensorBoard calls them, and how they were started
     "outputs/sgd/digits-mlp-sgd-lr0.1-batch_size16-max_epochs2-seed0": (
         "model=mlp optimizer=sgd optimizer.lr=0.1 data.batch_size=16 seed=0 trainer.max_epochs=2"
     ),
-    "outputs/preset/digits-seed_mlp-lr0.01-max_epochs1-seed3": "experiment=seed_mlp trainer.max_epochs=1 seed=3",
+    "multirun/0/digits-seed_mlp-lr0.01-max_epochs1-seed3": "-m experiment=seed_mlp trainer.max_epochs=1 seed=3",
     "outputs/failed/digits-cnn-sgd-lr1e+30-none-seed1": "optimizer=sgd scheduler=none optimizer.lr=1e30",
 }
 
@@ -39,9 +39,9 @@ def address(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Iterator
     folder = tmp_path_factory.mktemp("dashboard")
     shutil.copytree(trained, folder / "outputs" / "run")
     for name, words in list(RUNS.items())[1:]:
-        run = name.split("/")[1]
-        ended = execute(folder, "train.py", "data=digits", *words.split(), f"hydra.run.dir=outputs/{run}")
-        assert ended.code == (run == "failed"), ended.err
+        place = ["hydra.run.dir=" + name.rpartition("/")[0], "hydra.sweep.dir=multirun"]
+        ended = execute(folder, "train.py", *words.split(), "data=digits", *place)
+        assert ended.code == ("failed" in name), ended.err
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
