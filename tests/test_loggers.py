@@ -23,13 +23,13 @@ def test_a_record_made_again_takes_the_place_of_the_first(tmp_path: Path) -> Non
     assert plots.rows(tmp_path / "metrics.csv") == [{"step": 1, "a": 1.0}, {"step": 2, "a": 2.0}, {"step": 2, "b": 4.0}]
 
 
-@pytest.mark.parametrize("left_out", [{"samples", "mistakes", "filters"}, {"confusion", "calibration"}], ids=" ".join)
-def test_each_picture_can_be_left_out(run: Run, trained: Path, tmp_path: Path, left_out: set[str]) -> None:
+@pytest.mark.parametrize("left_out", ["samples mistakes filters", "confusion calibration"])
+def test_each_picture_can_be_left_out(run: Run, trained: Path, tmp_path: Path, left_out: str) -> None:
     assert {path.stem for path in trained.glob("*.png")} == PICTURES
     words = ("train.py", "data=digits", "fit=false", f"ckpt_path={trained}", "hydra.run.dir=run")
-    assert run(*words, *(f"callbacks.{name}=null" for name in left_out)).code == 0
+    assert run(*words, *(f"callbacks.{name}=null" for name in left_out.split())).code == 0
     drawn = {path.stem for path in (tmp_path / "run").glob("*.png")}
-    assert drawn == PICTURES - left_out - {"curves"}, "nothing was trained, so there are no curves"
+    assert drawn == PICTURES - set(left_out.split()) - {"curves"}, "nothing was trained, so there are no curves"
 
 
 @pytest.mark.filterwarnings("ignore")  # of what MLflow uses
