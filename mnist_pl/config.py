@@ -128,8 +128,7 @@ def label(cfg: Any) -> str:
             parts.append(value)
         elif setting and group in LABELLED and setting not in UNLABELLED:
             parts.append(setting.rpartition(".")[2] + value)
-    short = "-".join([*parts[:10], f"seed{cfg.seed}"])
-    return re.sub(r"[^\w.+-]+", "_", short)[:100]
+    return re.sub(r"[^\w.+-]+", "_", "-".join(parts))[:80] + f"-seed{cfg.seed}"  # it becomes a folder
 
 
 OmegaConf.register_new_resolver("label", lambda *, _root_: label(_root_))
