@@ -39,7 +39,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from mnist_pl import data
+from mnist_pl import data, files
 from mnist_pl.callbacks import Progress
 from mnist_pl.config import build, keep_freed_memory
 from mnist_pl.models import CNN
@@ -189,10 +189,10 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         root = Path(os.environ.get("MNIST_ROOT") or "data")
-        problem = data.locate("mnist", root)[1]
+        problem = files.locate("mnist", root)[1]
         self.real = problem is None
         if self.real:
-            self.train, self.test = data.read("mnist", data.raw_folder("mnist", root))
+            self.train, self.test = files.read("mnist", files.raw_folder("mnist", root))
         else:
             generator = torch.Generator().manual_seed(0)
             shape = (70_000, 28, 28)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image, ImageDraw, ImageFilter, ImageOps, PngImagePlugin
 
-from mnist_pl import data, pictures
+from mnist_pl import data, files, pictures
 
 STRANGERS = "a stranger's picture is answered, or refused in one line"
 Record = Callable[[str, Any], None]
@@ -149,7 +149,7 @@ def test_digits_in_mnists_form_are_left_alone(tmp_path: Path) -> None:
 @needs_mnist
 def test_mnists_own_preparation_is_recovered(tmp_path: Path) -> None:
     """Its test images, enlarged, inverted and moved, come back close to what they were."""
-    _, (images, _) = data.read("mnist", data.raw_folder("mnist", MNIST_ROOT))
+    _, (images, _) = files.read("mnist", files.raw_folder("mnist", MNIST_ROOT))
     errors = []
     for image in images[:50].numpy():
         page = Image.new("L", (400, 400), 255)

@@ -41,7 +41,7 @@ def test_a_command_runs(command: str, folder: Path) -> None:
     words = [word.replace('"', "") for word in re.findall(r'(?:"[^"]*"|\S)+', command)][1:]
     if words[0] == "-m":
         words = [words[1].replace(".", "/") + ".py", *words[2:]]
-    if words == ["mnist_pl/data.py"]:  # there is no network: tests/test_data.py downloads from a server of its own
+    if words == ["mnist_pl/data.py"]:  # there is no network: tests/test_files.py downloads from a server of its own
         assert "not downloaded" in execute(folder, *words).err
         return
     for name in ("mlflow", "wandb"):
