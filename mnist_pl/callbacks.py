@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from mnist_pl import plots
-from mnist_pl.data import MNISTDataModule, to_float
+from mnist_pl.data import EVALUATION_BATCH, MNISTDataModule, to_float
 from mnist_pl.loggers import MetricsCSV, log_picture
 from mnist_pl.models import BINS, CLASSES, DigitClassifier
 
@@ -210,7 +210,8 @@ class Projector(Callback):
             if isinstance(logger, TensorBoardLogger):
                 ink = to_float(images)
                 with torch.inference_mode():
-                    points = pl_module.features(ink.to(pl_module.device)).flatten(1).float().cpu()
+                    parts = ink.to(pl_module.device).split(EVALUATION_BATCH)
+                    points = torch.cat([pl_module.features(part).flatten(1).float().cpu() for part in parts])
                 colors = torch.tensor([ImageColor.getrgb(color) for color in plots.DIGITS]) / 255
                 pictures = 1 - ink * (1 - colors[labels, :, None, None])  # (N, 3, 28, 28), on white
                 logger.experiment.add_embedding(points, labels.tolist(), pictures, trainer.global_step, "last_layer")

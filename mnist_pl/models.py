@@ -23,6 +23,8 @@ Batch = tuple[Tensor, Tensor]  # images (B, 1, 28, 28) float in [0, 1], labels (
 RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # what an optimiser and its schedule keep of the learning rate
 ALL_STEPS = "all_steps"  # in a scheduler's settings: the optimiser steps of the whole run
 BINS = 15  # of confidence, equally wide: Guo et al., On Calibration of Modern Neural Networks, 2017
+BLOCK = 10_000  # answers
+NOT_FILLED = 255  # where an answer may yet come: no label
 
 
 class Answers(NamedTuple):
@@ -38,7 +40,10 @@ class Answers(NamedTuple):
 
 
 class Gather(Metric):
-    """Keeps every answer to the test images, of all processes, for what is drawn of them."""
+    """Keeps every answer to the test images, of all processes, for what is drawn of them.
+
+    In large blocks: a small piece for each batch, left between its activations, would cost a hundred megabytes.
+    """
 
     full_state_update = False
     images: list[Tensor]
@@ -49,14 +54,23 @@ class Gather(Metric):
         super().__init__()
         for name in Answers._fields:
             self.add_state(name, [], dist_reduce_fx="cat")
+        self.filled = 0  # of the last block
 
     def update(self, images: Tensor, labels: Tensor, logits: Tensor) -> None:
-        self.images.append((images.squeeze(1) * 255).round().byte())
-        self.labels.append(labels)
-        self.probabilities.append(logits.float().softmax(dim=1))
+        new = (images.squeeze(1) * 255).round().byte(), labels, logits.float().softmax(dim=1)
+        blocks = self.images, self.labels, self.probabilities
+        if not self.labels or self.filled + len(labels) > len(self.labels[-1]):
+            for block, part in zip(blocks, new, strict=True):
+                block.append(part.new_full((max(BLOCK, len(labels)), *part.shape[1:]), NOT_FILLED))
+            self.filled = 0
+        for block, part in zip(blocks, new, strict=True):
+            block[-1][self.filled : self.filled + len(part)] = part
+        self.filled += len(labels)
 
     def compute(self) -> Answers:
-        return Answers(*(dim_zero_cat(getattr(self, name)).cpu() for name in Answers._fields))
+        images, labels, probabilities = (dim_zero_cat(getattr(self, name)).cpu() for name in Answers._fields)
+        there = labels != NOT_FILLED
+        return Answers(images[there], labels[there], probabilities[there])
 
 
 class DigitClassifier(LightningModule):

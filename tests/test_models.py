@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from mnist_pl.data import Batches, MNISTDataModule, to_float
-from mnist_pl.models import CNN, MLP
+from mnist_pl.models import BLOCK, CLASSES, CNN, MLP, Gather
 
 SGD = {"_target_": "torch.optim.SGD", "lr": 0.1}
 
@@ -163,3 +163,19 @@ def test_a_setting_out_of_range_is_named(settings: dict, message: str) -> None:
 def test_training_needs_an_optimizer() -> None:
     with pytest.raises(ValueError, match="optimizer"):
         MLP().make_optimizer()
+
+
+def test_every_answer_is_kept_in_its_place() -> None:
+    """In blocks of BLOCK answers, whatever the batches."""
+    gather = Gather()
+    for _ in range(2):  # what was kept is forgotten with a reset
+        gather.reset()
+        sizes = [250] * 39 + [400, 7, BLOCK + 3, 1]
+        images = torch.randint(0, 256, (sum(sizes), 28, 28), dtype=torch.uint8)
+        labels = torch.randint(0, CLASSES, (len(images),))
+        logits = torch.randn(len(images), CLASSES)
+        for batch in zip(to_float(images).split(sizes), labels.split(sizes), logits.split(sizes), strict=True):
+            gather.update(*batch)
+        answers = gather.compute()
+        assert torch.equal(answers.images, images) and torch.equal(answers.labels, labels)
+        assert torch.equal(answers.probabilities, logits.softmax(dim=1))
