@@ -16,6 +16,7 @@ from PIL import Image
 from mnist_pl import checkpoint, plots
 
 SEEN = "vs_images/"  # before the tags of scores that are drawn against the training images seen
+PICTURES = "view_"  # before those of pictures, so that TensorBoard's first page begins with scores
 COURSE = ("epoch", "images", "lr", "grad_norm", "seconds_per_epoch", "images_per_second")  # below trainer/
 SCORES = {"loss": "loss", "accuracy": "acc"}
 STAGES = ("train", "val", "test")
@@ -175,7 +176,7 @@ def log_picture(logger: Logger, name: str, path: Path, step: int) -> None:
     """Hands a picture file to a logger that shows pictures."""
     if isinstance(logger, TensorBoardLogger):
         pixels = np.asarray(Image.open(path).convert("RGB"))
-        logger.experiment.add_image(name, pixels, step, dataformats="HWC")
+        logger.experiment.add_image(PICTURES + name, pixels, step, dataformats="HWC")
     elif isinstance(logger, WandbLogger):
         logger.log_image(name, [str(path)], step)
     elif isinstance(logger, MLFlowLogger):

@@ -89,22 +89,32 @@ def compare(runs: Mapping[str, Sequence[Sequence[dict[str, float]]]]) -> "Figure
             if len(seeds) > 1:
                 spread = values.std(axis=0, ddof=1)
                 axes.fill_between(seen, middle - spread, middle + spread, color=color, alpha=0.2, linewidth=0)
-    # Untrained networks are far off, and hide what there is to compare.
-    trained = [
-        row["val/acc"]
-        for seeds in runs.values()
-        for rows in seeds
-        for row in rows
-        if row.get("images", 0) and "val/acc" in row
-    ]
-    if trained:
-        low = min(trained)
-        both[1].set_ylim(low - (1 - low) * 0.3, min(1.0, max(trained) + (1 - low) * 0.1))
-    height = 3.6 + 0.22 * len(runs)
+    seen_rows = [row for seeds in runs.values() for rows in seeds for row in rows if row.get("images", 0)]  # trained
+    wrong = [1 - row["val/acc"] for row in seen_rows if "val/acc" in row]
+    if any(wrong):
+        _spread_out_high_accuracies(both[1], max(wrong), min(share for share in wrong if share))
+    height = 3.7 + 0.17 * len(runs)
     figure.set_size_inches(9, height)
-    figure.subplots_adjust(bottom=(0.5 + 0.22 * len(runs) + 0.1) / height, top=1 - 0.36 / height)
+    figure.subplots_adjust(bottom=(0.6 + 0.17 * len(runs)) / height, top=1 - 0.36 / height, wspace=0.27)
     figure.legend(*both[0].get_legend_handles_labels(), loc="lower left", frameon=False, fontsize=8)
     return figure
+
+
+def _spread_out_high_accuracies(axes: "Axes", most: float, least: float) -> None:
+    """From 98 % to 99 % is as far as from 80 % to 90 %: the share of wrong answers, from `most` to `least`, halves."""
+    axes.set_yscale(
+        "function",
+        functions=(lambda accuracy: -np.log10(np.maximum(1 - accuracy, least / 2)), lambda height: 1 - 10.0**-height),
+    )
+    axes.set_ylim(1 - min(1.0, most * 1.15), 1 - least * 0.85)
+    low, high = axes.get_ylim()
+    for shares in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8), np.arange(1, 10, 0.2)):  # of wrong answers, in any decade
+        marks = sorted(1 - share * 10.0**-power for power in range(5) for share in shares)
+        marks = [mark for mark in marks if low <= mark <= high]
+        if len(marks) > 2:
+            break
+    axes.set_yticks(marks)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value * 100:.4g} %")
 
 
 def confusion(labels: NDArray[np.int64], guesses: NDArray[np.int64], title: str) -> "Figure":
@@ -192,11 +202,15 @@ def _loss_and_accuracy(title: str) -> "tuple[Figure, Sequence[Axes]]":
     figure.subplots_adjust(0.075, 0.14, 0.985, 0.9, wspace=0.22)
     for axes, label in zip(both, ("cross entropy", "accuracy"), strict=True):
         axes.set(xlabel="training examples seen", ylabel=label)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:,.0f}k" if value else "0")
+        axes.xaxis.set_major_formatter(lambda value, _: _short(value))
         axes.grid(alpha=0.3)
     both[0].set_yscale("log")
     both[0].yaxis.set_major_formatter("{x:g}")
     return figure, both
+
+
+def _short(count: float) -> str:
+    return f"{count / 1e6:g}M" if count >= 1e6 else f"{count / 1e3:g}k" if count else "0"
 
 
 def _column(rows: Sequence[dict[str, float]], name: str) -> tuple[list[float], list[float]]:
@@ -238,7 +252,7 @@ def main(folders: Sequence[str] = ()) -> None:
 
         runs: dict[str, list[list[dict[str, float]]]] = defaultdict(list)
         for folder in folders:
-            records = sorted(Path(folder).glob("**/metrics.csv"))
+            records = sorted(Path(folder).glob("**/metrics.csv"), key=lambda path: path.stat().st_mtime)
             if not records:
                 sys.exit(f"error: {folder}: neither a run nor a folder of runs; none has a metrics.csv")
             for record in records:
