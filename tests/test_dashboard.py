@@ -110,6 +110,7 @@ def test_scalars(visit: Callable[[str], Any], address: str) -> None:
     page.locator("input[placeholder^='Filter tags']").fill("^(train|val|test)/(loss|acc)$")
     page.keyboard.press("Escape")  # the list of suggestions
     expect(page.locator("scalar-card:visible")).to_have_count(6, timeout=30_000)
+    page.locator("scalar-card:visible line-chart").nth(5).wait_for()
     tags = fetch(address, "plugin/scalars/tags")[next(iter(RUNS))]
     expected = {f"{stage}/{name}" for stage in ("train", "val", "test") for name in ("loss", "acc")}
     expected |= {f"vs_images/{tag}" for tag in expected} | {f"vs_digit/acc_{digit}" for digit in range(10)}
