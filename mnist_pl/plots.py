@@ -68,6 +68,9 @@ def curves(rows: Sequence[dict[str, float]], title: str, held_out: str = "valida
         axes.plot(*_column(rows, f"train/{name}"), color=BLUE, linewidth=1, label="training")
         axes.plot(*_column(rows, f"val/{name}"), "o", color=ORANGE, markersize=5, label=held_out)
     both[0].legend(frameon=False)
+    _spread_out_high_accuracies(
+        both[1], [row[name] for row in rows for name in ("train/acc", "val/acc") if name in row]
+    )
     return figure
 
 
@@ -89,28 +92,32 @@ def compare(runs: Mapping[str, Sequence[Sequence[dict[str, float]]]]) -> "Figure
             if len(seeds) > 1:
                 spread = values.std(axis=0, ddof=1)
                 axes.fill_between(seen, middle - spread, middle + spread, color=color, alpha=0.2, linewidth=0)
-    seen_rows = [row for seeds in runs.values() for rows in seeds for row in rows if row.get("images", 0)]  # trained
-    wrong = [1 - row["val/acc"] for row in seen_rows if "val/acc" in row]
-    if any(wrong):
-        _spread_out_high_accuracies(both[1], max(wrong), min(share for share in wrong if share))
+    trained = [row for seeds in runs.values() for rows in seeds for row in rows if row.get("images", 0)]
+    _spread_out_high_accuracies(both[1], [row["val/acc"] for row in trained if "val/acc" in row])
     height = 3.7 + 0.17 * len(runs)
     figure.set_size_inches(9, height)
-    figure.subplots_adjust(bottom=(0.6 + 0.17 * len(runs)) / height, top=1 - 0.36 / height, wspace=0.27)
+    figure.subplots_adjust(bottom=(0.6 + 0.17 * len(runs)) / height, top=1 - 0.36 / height)
     figure.legend(*both[0].get_legend_handles_labels(), loc="lower left", frameon=False, fontsize=8)
     return figure
 
 
-def _spread_out_high_accuracies(axes: "Axes", most: float, least: float) -> None:
-    """From 98 % to 99 % is as far as from 80 % to 90 %: the share of wrong answers, from `most` to `least`, halves."""
-    axes.set_yscale(
-        "function",
-        functions=(lambda accuracy: -np.log10(np.maximum(1 - accuracy, least / 2)), lambda height: 1 - 10.0**-height),
-    )
-    axes.set_ylim(1 - min(1.0, most * 1.15), 1 - least * 0.85)
-    low, high = axes.get_ylim()
+def _spread_out_high_accuracies(axes: "Axes", accuracies: Sequence[float]) -> None:
+    """Shows `accuracies` on an axis where 98 % is as far from 99 % as 80 % is from 90 %: half as many wrong answers."""
+    wrong = [1 - accuracy for accuracy in accuracies if accuracy < 1]
+    if not wrong:
+        return
+    least = min(wrong)  # 100 % would be infinitely far; it is drawn where half as many are wrong, with a little room
+
+    def height(accuracy: NDArray[np.floating]) -> NDArray[np.floating]:
+        return -np.log10(np.maximum(1 - accuracy, least / 2)) + np.maximum(accuracy - 1, 0)
+
+    axes.set_yscale("function", functions=(height, lambda y: 1 - 10.0**-y))
+    perfect = [1.0] if len(wrong) < len(accuracies) else []
+    low, high = 1 - min(1.0, max(wrong) * 1.15), 1 - least * 0.85
+    axes.set_ylim(low, 1.05 if perfect else high)
     for shares in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8), np.arange(1, 10, 0.2)):  # of wrong answers, in any decade
-        marks = sorted(1 - share * 10.0**-power for power in range(5) for share in shares)
-        marks = [mark for mark in marks if low <= mark <= high]
+        marks = [1 - share * 10.0**-power for power in range(5) for share in shares]
+        marks = sorted(mark for mark in marks if low <= mark <= high) + perfect
         if len(marks) > 2:
             break
     axes.set_yticks(marks)
@@ -199,7 +206,7 @@ def _figure(width: float, height: float, title: str) -> "Figure":
 def _loss_and_accuracy(title: str) -> "tuple[Figure, Sequence[Axes]]":
     figure = _figure(9, 3.6, title)
     both = figure.subplots(1, 2)
-    figure.subplots_adjust(0.075, 0.14, 0.985, 0.9, wspace=0.22)
+    figure.subplots_adjust(0.085, 0.14, 0.985, 0.9, wspace=0.27)
     for axes, label in zip(both, ("cross entropy", "accuracy"), strict=True):
         axes.set(xlabel="training examples seen", ylabel=label)
         axes.xaxis.set_major_formatter(lambda value, _: _short(value))

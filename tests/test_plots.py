@@ -83,3 +83,17 @@ def test_filters_are_red_where_they_look_for_ink() -> None:
     red, _, blue = pixels[70, 10]
     assert blue > red + 60
     assert pixels[10, 70].tolist() == [255, 255, 255]
+
+
+def test_half_as_many_wrong_answers_are_the_same_distance_everywhere() -> None:
+    accuracies = [0.1, 0.8, 0.9, 0.98, 0.99, 1.0]
+    figure = plots.curves([row(100 * number, accuracy) for number, accuracy in enumerate(accuracies)], "title")
+    axes = figure.axes[1]
+    heights = axes.transData.transform([(0, accuracy) for accuracy in accuracies])[:, 1]
+    steps = np.diff(heights)
+    assert steps[1] == pytest.approx(steps[3]) == pytest.approx(steps[4])
+    assert axes.bbox.y0 < heights[0] and heights[-1] < axes.bbox.y1, "all of them are seen"
+    figure.draw_without_rendering()
+    assert [label.get_text() for label in axes.get_yticklabels()][-2:] == ["99 %", "100 %"]
+    perfect = plots.curves([row(0, 1.0), row(100, 1.0)], "title")
+    perfect.draw_without_rendering()
