@@ -95,5 +95,5 @@ def test_half_as_many_wrong_answers_are_the_same_distance_everywhere() -> None:
     assert axes.bbox.y0 < heights[0] and heights[-1] < axes.bbox.y1, "all of them are seen"
     figure.draw_without_rendering()
     assert [label.get_text() for label in axes.get_yticklabels()][-2:] == ["99 %", "100 %"]
-    perfect = plots.curves([row(0, 1.0), row(100, 1.0)], "title")
+    perfect = plots.curves([{"images": 0, "val/acc": 1.0}, {"images": 100, "val/acc": 1.0, "val/loss": 1e-9}], "title")
     perfect.draw_without_rendering()
