@@ -180,11 +180,6 @@ class Alternate(Callback):
         self.started = perf_counter()
 
 
-# Pictures are drawn after what is timed.
-DRAWN_NOT = [f"callbacks.{name}=null" for name in ("samples", "curves", "confusion", "mistakes", "calibration")]
-DRAWN_NOT += [f"callbacks.{name}=null" for name in ("filters", "pr_curves", "projector")]
-
-
 class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -243,7 +238,7 @@ class Bench:
     def epochs(self, preset: str, yardstick: Yardstick) -> Times:
         alternate = Alternate(yardstick)
         words = (f"experiment={preset}", f"trainer.max_epochs={REPEATS + 2}")
-        self.fit(*words, *DRAWN_NOT, more=alternate)
+        self.fit(*words, more=alternate)
         yardstick.close()
         return alternate.ours[1 : REPEATS + 1], alternate.theirs[1 : REPEATS + 1]
 

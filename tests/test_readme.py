@@ -52,7 +52,7 @@ def test_a_command_runs(command: str, folder: Path) -> None:
     for name in ("mlflow", "wandb"):
         if f"logger={name}" in words:
             pytest.importorskip(name)
-    if words == ["mnist_pl/benchmark.py"]:  # it takes six minutes
+    if words == ["mnist_pl/benchmark.py"]:  # a quarter of an hour
         words += ["--only", "reading"]
     if words[0] == "train.py" and "resume=" not in command:
         shorter = ["trainer.log_every_n_steps=1"]
@@ -150,7 +150,5 @@ def test_a_recipe_works_as_it_stands(recipe: str, trained: Path, tmp_path: Path)
         assert ended.returncode == 0, ended.stderr
     if "weight_norm" in command:
         record = next(tmp_path.glob("outputs/*/*/metrics.csv"))
-        assert [row["step"] for row in plots.rows(record) if "weight_norm" in row] == [
-            40,
-            81,
-        ]  # Lightning counts from 0
+        steps = [row["step"] for row in plots.rows(record) if "weight_norm" in row]
+        assert steps == [40, 81], "Lightning counts from 0"
