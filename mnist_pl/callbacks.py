@@ -163,8 +163,7 @@ class Calibration(Drawing):
         confidences, guesses = model.answers.probabilities.max(1)
         right = (guesses == model.answers.labels).numpy()
         error = float(trainer.callback_metrics["test/calibration_error"])
-        title = f"{type(model).__name__} on {data.dataset}: calibration"
-        return plots.calibration(confidences.numpy(), right, BINS, error, title)
+        return plots.calibration(confidences.numpy(), right, BINS, error, f"{type(model).__name__} on {data.dataset}")
 
 
 class Filters(Drawing):

@@ -161,9 +161,9 @@ def calibration(
 
     The bars of uncertainty are Wilson's intervals at 95 %.
     """
-    figure = _figure(5.2, 5.4, title)
+    figure = _figure(5.2, 5.6, f"{title}: expected calibration error {error:.2%}")
     upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
-    figure.subplots_adjust(0.13, 0.1, 0.96, 0.92, hspace=0.08)
+    figure.subplots_adjust(0.17, 0.1, 0.96, 0.89, hspace=0.08)
     place = np.minimum((confidences * bins).astype(int), bins - 1)
     count = np.bincount(place, minlength=bins)
     some = np.flatnonzero(count)
@@ -187,7 +187,7 @@ def calibration(
         label="answers, with 95 % intervals",
     )
     upper.set(ylabel="share of right answers", ylim=(-0.03, 1.03), xlim=(0, 1.015))
-    upper.legend(frameon=False, loc="lower right", title=f"expected calibration error {error:.2%}", alignment="left")
+    upper.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 0.98), ncols=2, fontsize=9)
     lower.bar((np.arange(bins) + 0.5) / bins, count, 0.9 / bins, color=ORANGE)
     lower.set(yscale="log", ylabel="answers", xlabel="confidence", ylim=(0.6, None))
     lower.yaxis.set_major_formatter("{x:,.0f}")
