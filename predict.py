@@ -10,7 +10,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from mnist_pl.config import one_line_errors
+from mnist_pl.runs import config  # noqa: F401  # registers the schema
+from mnist_pl.runs.errors import one_line_errors, set_up_process
+from mnist_pl.runs.folders import find
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,31 +22,33 @@ if TYPE_CHECKING:
 DRAWN = 20  # test images in the grid
 SHEET = 100  # pictures on the contact sheet
 TOGETHER = 500  # pictures read before the network gets them
+AT_ONCE = 250  # images for the network; small enough for the activations to stay in a processor's cache
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="predict")
 def main(cfg: DictConfig) -> None:
     with one_line_errors():
-        from mnist_pl import checkpoint
+        from mnist_pl.reading.checkpoint import load_model
 
-        path = checkpoint.find(cfg.ckpt_path, "best.ckpt")
-        model, described = checkpoint.load_model(path)
+        path = find(cfg.ckpt_path, "best.ckpt")
+        model, described = load_model(path)
         folder = Path(HydraConfig.get().runtime.output_dir)
         print(f"{type(model).__name__} from {path}")
         if cfg.input is None:
-            score_test_images(model, described["datamodule_hyper_parameters"], cfg.data_dir, cfg.seed, folder)
+            score_test_images(model, described.get("datamodule_hyper_parameters", {}), cfg.data_dir, cfg.seed, folder)
         elif not read_pictures(model, cfg.input, folder):
             sys.exit(1)
 
 
 def score_test_images(
-    model: "DigitClassifier", trained_on: dict, data_dir: str, seed: int | None, folder: Path
+    model: "DigitClassifier", trained_on: dict, data_dir: str | None, seed: int | None, folder: Path
 ) -> None:
     """Prints the accuracy on the test images of the data set that was trained on; draws a few at random."""
     import torch
 
-    from mnist_pl import plots
     from mnist_pl.data import MNISTDataModule
+    from mnist_pl.figures import plots
+    from mnist_pl.storage import short_path
 
     data = MNISTDataModule(trained_on.get("dataset", "mnist"), data_dir, val_size=0)
     data.prepare_data()
@@ -63,7 +67,7 @@ def score_test_images(
         print(f"{index:>8}{int(labels[index]):>8}{int(guesses[index]):>8}{float(confidences[index]):>12.1%}")
     titles = [str(int(guesses[i])) if right[i] else f"{int(guesses[i])}, not {int(labels[i])}" for i in drawn.tolist()]
     figure = plots.grid(images[drawn].numpy(), titles, (~right[drawn]).tolist())
-    print(f"drawn in {plots.near(plots.save(figure, folder / 'test_images.png'))}")
+    print(f"drawn in {short_path(plots.save(figure, folder / 'test_images.png'))}")
 
 
 def read_pictures(model: "DigitClassifier", source: str, folder: Path) -> bool:
@@ -75,7 +79,9 @@ def read_pictures(model: "DigitClassifier", source: str, folder: Path) -> bool:
     import numpy as np
     import torch
 
-    from mnist_pl import pictures, plots
+    from mnist_pl.figures import plots
+    from mnist_pl.reading import pictures
+    from mnist_pl.storage import printable, short_path
 
     paths = pictures.find_pictures(source)
     names: list[str] = []
@@ -100,7 +106,7 @@ def read_pictures(model: "DigitClassifier", source: str, folder: Path) -> bool:
         values, digits = part.result()
         confidences += values.tolist()
         guesses += digits.tolist()
-    shown = [pictures.printable(name) for name in names]
+    shown = [printable(name) for name in names]
     width = max(map(len, shown))
     lines = [f"{n:{width}}  {g:>5}  {c:>10.1%}" for n, g, c in zip(shown, guesses, confidences, strict=True)]
     print("\n".join([f"{'file':{width}}  digit  confidence", *lines]))
@@ -109,11 +115,9 @@ def read_pictures(model: "DigitClassifier", source: str, folder: Path) -> bool:
         writer.writerow(["file", "digit", "confidence"])
         writer.writerows(zip(names, guesses, (f"{c:.6f}" for c in confidences), strict=True))
     rows = zip(names[:SHEET], guesses, confidences, strict=False)
-    titles = [
-        f"{pictures.printable(Path(name).name)[:14]}\n{guess}  {confidence:.0%}" for name, guess, confidence in rows
-    ]
+    titles = [f"{printable(Path(name).name)[:14]}\n{guess}  {confidence:.0%}" for name, guess, confidence in rows]
     sheet = plots.save(plots.grid(np.concatenate(parts)[:SHEET], titles), folder / "seen.png")
-    print(f"answers in {plots.near(folder / 'predictions.csv')}, what the network saw in {plots.near(sheet)}")
+    print(f"answers in {short_path(folder / 'predictions.csv')}, what the network saw in {short_path(sheet)}")
     return not failed
 
 
@@ -121,14 +125,15 @@ def answers(model: "DigitClassifier", images: "Tensor") -> "tuple[Tensor, Tensor
     """Images (N, 28, 28) uint8 -> the confidence of each answer (N,) in [0, 1], and the digit (N,)."""
     import torch
 
-    from mnist_pl.data import EVALUATION_BATCH, to_float
+    from mnist_pl.data import to_float
 
     with torch.inference_mode():
-        logits = torch.cat([model(to_float(batch)) for batch in images.split(EVALUATION_BATCH)])
+        logits = torch.cat([model(to_float(batch)) for batch in images.split(AT_ONCE)])
         confidences, digits = logits.softmax(dim=1).max(dim=1)
     return confidences, digits
 
 
 if __name__ == "__main__":
+    set_up_process()
     with one_line_errors():
         main()

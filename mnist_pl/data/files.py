@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.datasets import KMNIST, MNIST, FashionMNIST
 
-from mnist_pl.checkpoint import write
+from mnist_pl.storage import remove_parts, write
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +43,16 @@ LARGEST = 48 << 20  # bytes of any file, packed or not: 60,000 images have 45 Mi
 Split = tuple[Tensor, Tensor]  # images (N, 28, 28) uint8, labels (N,) int64
 
 
-def raw_folder(dataset: str, data_dir: str | os.PathLike[str]) -> Path:
-    return Path(data_dir or "data") / SOURCES[dataset].__name__ / "raw"
+def default_folder() -> str:
+    """What holds the data sets' folders: MNIST_ROOT where it is set, else `data/` below the current folder."""
+    return os.environ.get("MNIST_ROOT") or "data"
 
 
-def locate(dataset: str, data_dir: str | os.PathLike[str]) -> tuple[Path, OSError | None]:
+def raw_folder(dataset: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
+    return Path(data_dir or default_folder()) / SOURCES[dataset].__name__ / "raw"
+
+
+def locate(dataset: str, data_dir: str | os.PathLike[str] | None = None) -> tuple[Path, OSError | None]:
     """The folder of the four files, and what is wrong: FileNotFoundError where some are only missing, or OSError."""
     folder = raw_folder(dataset, data_dir)
     with ThreadPoolExecutor() as pool:
@@ -142,7 +147,7 @@ def _idx(content: NDArray[np.uint8], path: Path) -> Tensor:  # (N, 28, 28) or (N
     return torch.from_numpy(content[start:]).view(shape)
 
 
-def fetch(dataset: str, data_dir: str | os.PathLike[str], mirrors: list[str] | None = None) -> Path:
+def fetch(dataset: str, data_dir: str | os.PathLike[str] | None = None, mirrors: list[str] | None = None) -> Path:
     """Makes sure that the four files are in their folder and whole, downloading what is not; returns the folder.
 
     Raises:
@@ -157,8 +162,7 @@ def fetch(dataset: str, data_dir: str | os.PathLike[str], mirrors: list[str] | N
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock", timeout=FILE_SECONDS):  # of several processes, one downloads
-            for part in folder.glob(".*.part"):  # left by one that was killed as it wrote
-                part.unlink()
+            remove_parts(folder)
             for name, md5, extracted_md5 in _sums(dataset):
                 if not tried and _check(folder / name, md5, extracted_md5):
                     tried = _download(mirrors, folder / name, md5)

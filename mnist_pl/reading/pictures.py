@@ -20,8 +20,9 @@ from PIL import ExifTags, Image, ImageFilter
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-SIDE, BOX = 28, 20
-CENTRE = 14.0  # row and column of the centre of mass: 14.00 in the mean over the training images
+from mnist_pl.data.digits import BOX, CENTRE, SIDE, centre_by_mass
+from mnist_pl.storage import printable
+
 WORKING = 160  # pixels of the ink's longer side while its strokes are looked at
 STROKE = (0.10, 0.16)  # stroke width over the ink's longer side: 20th and 80th percentile of the training images
 SUFFIXES = (
@@ -68,11 +69,6 @@ def find_pictures(path: str | os.PathLike[str]) -> list[Path]:
     if not found:
         raise ValueError(f"input={printable(path)}: the folder holds no picture; PNG and JPEG files are read")
     return [Path(name) for name in sorted(found)]
-
-
-def printable(text: str | os.PathLike[str]) -> str:
-    """File names may hold line breaks and terminal codes."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in os.fspath(text))
 
 
 def read_pictures(paths: Sequence[str | os.PathLike[str]]) -> tuple[Gray, list[str], list[str]]:
@@ -306,18 +302,3 @@ def _resize(ink: Ink, longer_side: int) -> Ink:
 
 def _stretch(ink: Ink) -> Ink:
     return ink * np.float32(1 / max(float(ink.max()), 1e-6))
-
-
-def centre_by_mass(ink: NDArray[np.float32]) -> Gray:  # (H, W) of at most 20x20, in [0, 255] -> (28, 28)
-    """Places the ink, by whole pixels as MNIST does, so that its centre of mass is at the centre of 28x28."""
-    offsets = np.round(CENTRE - _centre_of_mass(ink)).astype(int)
-    top, left = np.clip(offsets, 0, SIDE - np.array(ink.shape))
-    placed = np.zeros((SIDE, SIDE), np.uint8)
-    placed[top : top + ink.shape[0], left : left + ink.shape[1]] = np.round(ink)
-    return placed
-
-
-def _centre_of_mass(ink: NDArray) -> NDArray[np.float64]:  # -> (row, column)
-    rows, columns = ink.sum(axis=1, dtype=np.float64), ink.sum(axis=0, dtype=np.float64)
-    mass = rows.sum()
-    return np.array([rows @ np.arange(len(rows)) / mass, columns @ np.arange(len(columns)) / mass])

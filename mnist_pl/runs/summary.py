@@ -13,23 +13,27 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from mnist_pl import checkpoint
 from mnist_pl.data import MNISTDataModule
+from mnist_pl.engine.checkpoints import Best
+from mnist_pl.engine.record import Record
 from mnist_pl.models import DigitClassifier
-from mnist_pl.plots import near
+from mnist_pl.models.classifier import ADAM
+from mnist_pl.storage import short_path, write
+
+DIGIT = "vs_digit/acc_"  # what GatherAnswers logs
 
 
-def describe(trainer: Trainer, model: DigitClassifier, data: MNISTDataModule) -> dict[str, Any]:
-    """What was chosen, one value each."""
-    optimizer = model.hparams["optimizer"]
+def describe(trainer: Trainer, model: DigitClassifier, data: MNISTDataModule, chosen: dict[str, Any]) -> dict[str, Any]:
+    """What was chosen, one value each; `chosen` has what only the command line knows: run, seed, experiment, claim."""
     return {
         "data": data.dataset,
         "model": type(model).__name__,
-        "optimizer": optimizer["_target_"].rpartition(".")[2],
-        "lr": optimizer["lr"],
+        "optimizer": (model.hparams["optimizer"] or ADAM)["_target_"].rpartition(".")[2],
+        "lr": model.lr,
         "batch_size": data.hparams["batch_size"],
         "epochs": trainer.max_epochs,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        **chosen,
     }
 
 
@@ -40,7 +44,7 @@ def header(trainer: Trainer, data: MNISTDataModule, facts: dict[str, Any]) -> st
         "model": f"{facts['model']}, {facts['parameters']:,} parameters",
         "with": f"{facts['optimizer']}, lr {facts['lr']:g}, batches of {facts['batch_size']}, seed {facts['seed']}",
         "on": _device(trainer),
-        "in": near(trainer.default_root_dir),
+        "in": short_path(trainer.default_root_dir),
     }
     wrap = partial(
         textwrap.fill, width=shutil.get_terminal_size().columns, subsequent_indent=" " * 10, break_long_words=False
@@ -49,21 +53,21 @@ def header(trainer: Trainer, data: MNISTDataModule, facts: dict[str, Any]) -> st
 
 
 def conclude(
-    trainer: Trainer, model: DigitClassifier, facts: dict[str, Any], best: Path | None, best_scores: dict[str, float]
+    trainer: Trainer, facts: dict[str, Any], best: Path | None, best_scores: dict[str, float]
 ) -> dict[str, Any]:
     """summary.json, one flat object: `facts`, and what came out."""
     scores = {**trainer.callback_metrics, **{name: best_scores.get(name) for name in ("val/acc", "val/loss")}}
     figures = ("val/acc", "val/loss", "test/acc", "test/loss", "test/calibration_error")
-    assert model.answers is not None
-    each = model.answers.accuracy_of_each().nan_to_num(2)
+    each = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(DIGIT)}
+    worst = min(each, key=lambda name: each[name], default=None)
     return {
         **facts,
         "epochs": trainer.current_epoch,
         "device": _device(trainer),
         **{name: _figure(scores.get(name)) for name in figures},
-        "worst_digit": int(each.argmin()),
-        "worst_digit_acc": _figure(each.min()),
-        "best_checkpoint": near(best) if best else None,
+        "worst_digit": None if worst is None else int(worst.removeprefix(DIGIT)),
+        "worst_digit_acc": None if worst is None else _figure(each[worst]),
+        "best_checkpoint": short_path(best) if best else None,
         "torch": torch.__version__,
         "lightning": lightning.__version__,
         "git_commit": _git_commit(),
@@ -74,8 +78,23 @@ def _figure(score: torch.Tensor | float | None) -> float | None:
     return None if score is None else round(float(score), 6)  # float32 holds no more
 
 
-def write(folder: str, summary: dict[str, Any]) -> None:
-    checkpoint.write(Path(folder, "summary.json"), (json.dumps(summary, indent=2) + "\n").encode())
+def best_checkpoint(trainer: Trainer) -> Path | None:
+    """What the run's own Best has kept."""
+    paths = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, Best)]
+    return next((Path(path) for path in paths if path), None)
+
+
+def speed(trainer: Trainer) -> dict[str, Any]:
+    """Of the training, with that before a checkpoint that it was resumed from; nothing where it was not recorded."""
+    callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+    record = next((callback for callback in callbacks if isinstance(callback, Record)), None)
+    seconds, images = (record.train_seconds, record.images_seen) if record is not None else (0.0, 0)
+    per_second = round(images / seconds, 1) if seconds and images else None
+    return {"train_seconds": round(seconds, 3), "images_per_second": per_second}
+
+
+def write_json(folder: str, summary: dict[str, Any]) -> None:
+    write(Path(folder, "summary.json"), (json.dumps(summary, indent=2) + "\n").encode())
 
 
 def table(summary: dict[str, Any], trainer: Trainer) -> str:
@@ -83,10 +102,12 @@ def table(summary: dict[str, Any], trainer: Trainer) -> str:
     for stage in ("val", "test"):
         if summary[f"{stage}/acc"] is not None:
             lines.append(f"{stage:10}{summary[f'{stage}/loss']:>10.4f}{summary[f'{stage}/acc']:>12.2%}")
-    lines.append(f"{'worst':10}{'digit ' + str(summary['worst_digit']):>10}{summary['worst_digit_acc']:>12.2%}")
+    if summary["worst_digit"] is not None:
+        lines.append(f"{'worst':10}{'digit ' + str(summary['worst_digit']):>10}{summary['worst_digit_acc']:>12.2%}")
     if summary["train_seconds"]:
-        lines.append(f"{'time':10}{summary['train_seconds']:>8.1f} s{summary['images_per_second']:>12,.0f} images/s")
-    where = near(trainer.default_root_dir)
+        speed = f"{summary['images_per_second']:>12,.0f} images/s" if summary["images_per_second"] else ""
+        lines.append(f"{'time':10}{summary['train_seconds']:>8.1f} s{speed}")
+    where = short_path(trainer.default_root_dir)
     more = {"all in": where}
     if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
         more["look"] = f"tensorboard --logdir {where if Path(where).is_absolute() else Path(where).parts[0]}"

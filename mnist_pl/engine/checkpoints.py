@@ -1,0 +1,145 @@
+"""Which checkpoints a run keeps, and how they are written: best.ckpt, last.ckpt, each whole whatever happens.
+
+Buys: a killed, stopped or starved run has a whole checkpoint to resume from, for 0.1 % of an epoch.
+Without it: delete `plugins.append(DurableIO())` in runs/build.py.
+Without it: delete `best: ` in conf/callbacks/minimal.yaml.
+Without it: delete `last: ` in conf/callbacks/minimal.yaml.
+"""
+
+import io
+import logging
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
+
+from mnist_pl.storage import remove_parts, short_path, write
+
+log = logging.getLogger(__name__)
+
+# Ctrl-C, `kill`, and what SLURM (#SBATCH --signal) and submitit send before a time limit. Windows has the first two.
+STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+
+
+class DurableIO(TorchCheckpointIO):
+    """Lightning's, but written beside the target, flushed to disk and renamed."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        write(Path(path), content.getbuffer())
+
+
+class Best(ModelCheckpoint):
+    """`best.ckpt`: the weights of the best validation score; with `monitor` None, the last epoch's."""
+
+    continued: Path | None = None  # the checkpoint that is resumed from
+
+    def __init__(self, dirpath: str, monitor: str | None = "val/acc", mode: str = "max") -> None:
+        super().__init__(dirpath, filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """A run that continues another in a folder of its own takes the other's best along, until it does better."""
+        if self.continued is None or self.dirpath is None or state_dict["monitor"] != self.monitor:
+            return
+        theirs, ours = self.continued.with_name("best.ckpt"), Path(self.dirpath, "best.ckpt")
+        if theirs.is_file():
+            # Its own score: a killed run may have written it after the checkpoint that is resumed from.
+            found = torch.load(theirs, map_location="cpu", weights_only=True)
+            score = torch.tensor(found["metrics"][self.monitor]) if self.monitor is not None else None
+            if theirs.resolve() != ours.resolve() and getattr(rank_zero_only, "rank", 0) == 0:
+                write(ours, theirs.read_bytes())
+            paths = {"best_model_path": str(ours), "kth_best_model_path": str(ours), "dirpath": self.dirpath}
+            scores = {"best_model_score": score, "kth_value": score, "best_k_models": {str(ours): score}}
+            super().load_state_dict({**state_dict, **paths, **scores, "last_model_path": ""})
+
+
+class Last(Checkpoint):
+    """`last.ckpt`: where to resume from. Written after each epoch, when a signal asks to stop, and as often as is said.
+
+    Never between the last batch before a validation and that validation's end: whoever resumed there would have to
+    validate first. A signal is acted upon after the batch under way, or after the validation.
+
+    Args:
+        every_n_train_steps: steps of the optimiser.
+        every_n_minutes: of wall time; looked at between two rounds of Lightning's loop.
+
+    Raises:
+        ValueError: one of them is not positive.
+    """
+
+    def __init__(
+        self, dirpath: str, every_n_train_steps: int | None = None, every_n_minutes: float | None = None
+    ) -> None:
+        limits = {"every_n_train_steps": every_n_train_steps, "every_n_minutes": every_n_minutes}
+        for name, value in limits.items():
+            if value is not None and not (isinstance(value, int | float) and value > 0):
+                raise ValueError(f"callbacks.last.{name} must be a positive number or null, got {value!r}")
+        self.path = Path(dirpath, "last.ckpt")
+        self.every_n_steps, self.every_n_minutes = every_n_train_steps, every_n_minutes
+        self.signal: int | None = None
+        self.handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            remove_parts(self.path.parent)
+        self.saved_step, self.saved_time = trainer.global_step, time.monotonic()
+        if threading.current_thread() is threading.main_thread():
+            self.handlers = {number: signal.signal(number, self._note) for number in STOPPING}
+
+    def _note(self, number: int, frame: Any) -> None:
+        """A second one is not waited for."""
+        self.signal = number
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loop: Any = trainer.fit_loop.epoch_loop
+        done = loop.batch_progress.current.ready  # batches of this epoch
+        interval: Any = trainer.val_check_batch
+        validation_is_next = trainer.is_last_batch or (interval is not None and done % interval == 0)
+        if validation_is_next or done % trainer.accumulate_grad_batches:  # incomplete gradients would be lost
+            return
+        step, minutes = trainer.global_step, (time.monotonic() - self.saved_time) / 60
+        due = self.every_n_steps is not None and step % self.every_n_steps == 0 and step != self.saved_step
+        if self.every_n_minutes is not None:
+            due |= trainer.strategy.broadcast(minutes >= self.every_n_minutes)  # by the clock of the first process
+        if due:
+            self._save(trainer)
+        self._stop_if_asked(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer)
+        self._stop_if_asked(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            trainer.save_checkpoint(self.path)
+        self.saved_step, self.saved_time = trainer.global_step, time.monotonic()
+
+    def _stop_if_asked(self, trainer: Trainer) -> None:
+        """Here, between two batches, a checkpoint holds all that is needed to resume exactly."""
+        if not trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False):
+            return
+        if trainer.global_step != self.saved_step:
+            self._save(trainer)
+        number = self.signal or signal.SIGTERM  # another process got it
+        if trainer.is_global_zero:
+            name = signal.Signals(number).name
+            run = short_path(trainer.default_root_dir)
+            log.warning("stopped by %s after step %d; continue with resume=%s", name, trainer.global_step, run)
+        raise SystemExit(128 + number)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.handlers = {}

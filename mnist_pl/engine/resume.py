@@ -1,0 +1,140 @@
+"""A run that was stopped and resumed equals one that was not, to the last bit, in the middle of an epoch too.
+
+Buys: with Lightning alone, a run that is resumed draws other random numbers and an old learning rate stays.
+Without it: delete `resume: ` in conf/callbacks/minimal.yaml.
+"""
+
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from mnist_pl.data import Batches
+from mnist_pl.models import DigitClassifier
+
+RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # what an optimiser and its schedule keep of the learning rate
+LENGTHS = ("total_steps", "_schedule_phases", "T_max", "total_iters")  # what a schedule keeps of the run's length
+
+
+class ExactResume(Callback):
+    """Keeps in a checkpoint what the rest of an epoch depends on beside the weights; puts it back before training.
+
+    The position in the epoch, the random numbers' state, and the training scores so far, of the first process. What
+    was set anew for this run wins over the checkpoint's: optimiser settings, and the length of a schedule.
+    """
+
+    every_n_steps = None
+
+    def __init__(self) -> None:
+        self.resumed: dict[str, Any] | None = None
+        self.lengths: list[dict[str, Any]] = []
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        loader: Any = trainer.train_dataloader
+        checkpoint["training"] = {
+            "random": torch.get_rng_state(),
+            "random_device": _get_device_state(pl_module.device),
+            "loader": loader.state_dict() if isinstance(loader, Batches) else None,
+        }
+        if isinstance(pl_module, DigitClassifier):
+            scores = pl_module.train_scores
+            checkpoint["training"]["unscored"] = [(logits.clone(), labels.clone()) for logits, labels in scores.pending]
+            checkpoint["training"]["scores"] = {name: metric.metric_state for name, metric in _named(scores).items()}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Called before Lightning restores its loops, the optimiser and the schedules from the same dictionary."""
+        self.resumed = checkpoint.get("training")
+        if self.resumed is not None and "validate_first" in self.resumed:
+            _from_version_0_1(trainer, checkpoint)
+        if isinstance(pl_module, DigitClassifier):
+            _take_new_settings(pl_module, checkpoint)
+        states = checkpoint.get("lr_schedulers", [])
+        self.lengths = [{name: state.pop(name) for name in LENGTHS if name in state} for state in states]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.resumed is not None:
+            self._restore(trainer, pl_module, self.resumed)
+            self.resumed = None
+        for config, lengths in zip(trainer.lr_scheduler_configs, self.lengths, strict=False):
+            scheduler: Any = config.scheduler
+            longer = any(getattr(scheduler, name) != value for name, value in lengths.items())
+            if longer and hasattr(scheduler, "_get_closed_form_lr"):  # else each rate is computed from the one before
+                for group, rate in zip(scheduler.optimizer.param_groups, scheduler._get_closed_form_lr(), strict=True):
+                    group["lr"] = rate
+        self.lengths = []
+
+    def _restore(self, trainer: Trainer, pl_module: LightningModule, state: dict[str, Any]) -> None:
+        torch.set_rng_state(state["random"])
+        _set_device_state(pl_module.device, state.get("random_device"))
+        loader: Any = trainer.train_dataloader
+        if state["loader"] is not None and isinstance(loader, Batches):
+            loader.load_state_dict(state["loader"])  # Lightning's own call comes too early where a schedule is used
+        if isinstance(pl_module, DigitClassifier) and trainer.is_global_zero and "scores" in state:
+            scores = pl_module.train_scores
+            scores.pending = [
+                (part[0].to(pl_module.device), part[1].to(pl_module.device)) for part in state["unscored"]
+            ]
+            for name, metric in _named(scores).items():
+                metric.merge_state({key: value.to(pl_module.device) for key, value in state["scores"][name].items()})
+                metric._update_count = 1  # else torchmetrics takes it for unused
+
+
+def _named(scores: Any) -> dict[str, Any]:
+    return dict(scores.items(keep_base=True, copy_state=False))
+
+
+def _get_device_state(device: torch.device) -> torch.Tensor | None:
+    if device.type == "cuda":
+        return torch.cuda.get_rng_state(device)
+    return torch.mps.get_rng_state() if device.type == "mps" else None
+
+
+def _set_device_state(device: torch.device, state: torch.Tensor | None) -> None:
+    if state is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    elif state is not None and device.type == "mps":
+        torch.mps.set_rng_state(state)
+
+
+def _take_new_settings(model: DigitClassifier, checkpoint: dict[str, Any]) -> None:
+    """Where this run's settings of the optimiser are others than the checkpoint's, these are meant."""
+    before = checkpoint["hyper_parameters"].get("optimizer") or {}
+    now = model.hparams["optimizer"] or {}
+    changed = {name: value for name, value in now.items() if before.get(name) != value}
+    factor = model.lr / before.get("lr", model.lr)  # of all rates, for a schedule goes on at its place
+    for state in checkpoint["optimizer_states"]:
+        for group in state["param_groups"]:
+            group.update({name: value for name, value in changed.items() if name in group and name != "lr"})
+            group.update({name: group[name] * factor for name in RATES if name in group})
+            if not model.hparams["scheduler"]:
+                group["lr"] = model.lr
+    for schedule in checkpoint.get("lr_schedulers", []):
+        if "base_lrs" in schedule:
+            schedule["base_lrs"] = [rate * factor for rate in schedule["base_lrs"]]
+
+
+def _from_version_0_1(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Lightning's loops were given several batches at a time then, and counted these, not batches.
+
+    Raises:
+        ValueError: the run was stopped between its last batch and the end of the validation after it.
+    """
+    training = checkpoint["training"]
+    if training["validate_first"]:
+        raise ValueError("version 0.1 stopped this run during a validation, which only that version can resume")
+    loop = checkpoint["loops"]["fit_loop"]
+    steps = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]
+    steps["total"]["completed"] = steps["total"]["ready"] = checkpoint["global_step"]
+    loop["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["global_step"] - 1
+    loss = training["scores"]["loss"]
+    training["scores"]["loss"] = {"total": loss["mean_value"], "count": loss["weight"]}
+    random = training["random_cuda"]
+    training["random_device"] = random[0] if random else None
+    checkpoint["epoch_so_far"] = {"seconds": training["epoch_seconds"], "images": training["epoch_images"]}
+    if training["loader"] is not None:
+        size = checkpoint["datamodule_hyper_parameters"]["batch_size"]
+        done = -(-training["loader"]["done"] // size)
+        counts = loop["epoch_loop.batch_progress"]["current"]
+        unfinished = counts["processed"] - counts["completed"]
+        counts.update(ready=done, started=done, processed=done, completed=done - unfinished)

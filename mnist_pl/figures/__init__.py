@@ -1,0 +1,1 @@
+"""Figures: arrays -> pictures, the callbacks that draw them, and progress in the terminal."""

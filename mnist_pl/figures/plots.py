@@ -1,0 +1,244 @@
+"""Arrays and the rows of metrics.csv -> pictures: samples, curves, confusion, calibration, filters."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart by colour-blind people too.
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
+COLORS = (BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", "#000000")
+# One for each digit: Paul Tol's muted scheme, and black.
+DIGITS = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#000000")
+LINES = ("-", "--", ":")  # for more curves than colours
+
+
+def grid(images: NDArray[np.uint8], titles: Sequence[str], wrong: Sequence[bool] | None = None) -> Image.Image:
+    """Images (N, 28, 28), dark on white, with a title of one or two lines each, red where `wrong`."""
+    columns = min(len(images), 5 if len(images) <= 20 else 10)
+    rows = -(-len(images) // columns)
+    font = ImageFont.load_default(13)
+    lines = max(title.count("\n") for title in titles) + 1
+    wide, side, head = 120, 28 * 3, 18 * lines + 4
+    sheet = Image.new("RGB", (wide * columns, (head + side + 10) * rows), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (image, title) in enumerate(zip(images, titles, strict=True)):
+        left, top = number % columns * wide, number // columns * (head + side + 10)
+        color = RED if wrong is not None and wrong[number] else "black"
+        place = (left + wide / 2, top + head - 2)
+        draw.multiline_text(place, title, color, font, anchor="md", align="center")
+        sheet.paste(
+            Image.fromarray(255 - image).resize((side, side), Image.Resampling.NEAREST), (left + 18, top + head)
+        )
+    return sheet
+
+
+def filters(weights: NDArray[np.floating]) -> Image.Image:
+    """A first layer's weights (N, H, W): red where it looks for ink, blue where for none, white where it does not care.
+
+    All on one scale, whose end is the largest weight.
+    """
+    share = weights / np.abs(weights).max()
+    ink, paper = np.array([178, 24, 43]), np.array([33, 102, 172])  # told apart by colour-blind people too
+    toward = np.where(share[..., None] > 0, ink, paper)
+    colored = (255 + np.abs(share)[..., None] * (toward - 255)).round().astype(np.uint8)
+    columns, side = min(len(weights), 8), 72
+    sheet = Image.new("RGB", ((side + 8) * columns + 8, (side + 8) * -(-len(weights) // columns) + 8), "#cccccc")
+    for number, pixels in enumerate(colored):
+        place = ((side + 8) * (number % columns) + 8, (side + 8) * (number // columns) + 8)
+        sheet.paste(Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST), place)
+    return sheet
+
+
+def curves(rows: Sequence[dict[str, float]], title: str, held_out: str = "validation") -> "Figure":
+    """Training loss (line) against the training examples seen, with the held-out loss of each epoch (dots)."""
+    figure, both = _loss_and_accuracy(title)
+    training = "train/{}_step" if any("train/loss_step" in row for row in rows) else "train/{}"
+    for axes, name in zip(both, ("loss", "acc"), strict=True):
+        axes.plot(*_column(rows, training.format(name)), color=BLUE, linewidth=1, label="training")
+        axes.plot(*_column(rows, f"val/{name}"), "o", color=ORANGE, markersize=5, label=held_out)
+    both[0].legend(frameon=False)
+    _spread_out_high_accuracies(
+        both[1], [row[name] for row in rows for name in (training.format("acc"), "val/acc") if name in row]
+    )
+    return figure
+
+
+def compare(runs: Mapping[str, Sequence[Sequence[dict[str, float]]]]) -> "Figure":
+    """The held-out curves of several choices (rows of metrics.csv, a list for each seed): their means.
+
+    The band is one standard deviation over the seeds, at the points that all of them have.
+    """
+    figure, both = _loss_and_accuracy("held-out images, mean and standard deviation over the seeds")
+    for axes, name in zip(both, ("loss", "acc"), strict=True):
+        for number, (choice, seeds) in enumerate(runs.items()):
+            points = [dict(zip(*_column(rows, f"val/{name}"), strict=True)) for rows in seeds]
+            seen = sorted(set.intersection(*map(set, points)))
+            values = np.array([[curve[x] for x in seen] for curve in points]).reshape(len(points), len(seen))
+            color, line = COLORS[number % len(COLORS)], LINES[number // len(COLORS) % len(LINES)]
+            label = choice if len(seeds) == 1 else f"{choice} ({len(seeds)} seeds)"
+            middle = values.mean(axis=0)
+            axes.plot(seen, middle, line, color=color, marker="o", markersize=3, label=label)
+            if len(seeds) > 1:
+                spread = values.std(axis=0, ddof=1)
+                axes.fill_between(seen, middle - spread, middle + spread, color=color, alpha=0.2, linewidth=0)
+    trained = [row for seeds in runs.values() for rows in seeds for row in rows if row.get("images", 0)]
+    _spread_out_high_accuracies(both[1], [row["val/acc"] for row in trained if "val/acc" in row])
+    height = 3.7 + 0.17 * len(runs)
+    figure.set_size_inches(9, height)
+    figure.subplots_adjust(bottom=(0.6 + 0.17 * len(runs)) / height, top=1 - 0.36 / height)
+    figure.legend(*both[0].get_legend_handles_labels(), loc="lower left", frameon=False, fontsize=8)
+    return figure
+
+
+def _spread_out_high_accuracies(axes: "Axes", accuracies: Sequence[float]) -> None:
+    """Shows `accuracies` on an axis where 98 % is as far from 99 % as 80 % is from 90 %: half as many wrong answers."""
+    wrong = [1 - accuracy for accuracy in accuracies if accuracy < 1]
+    if not wrong:
+        return
+    least = min(wrong)  # 100 % would be infinitely far; it is drawn where half as many are wrong, with a little room
+
+    def height(accuracy: NDArray[np.floating]) -> NDArray[np.floating]:
+        return -np.log10(np.maximum(1 - accuracy, least / 2)) + np.maximum(accuracy - 1, 0)
+
+    axes.set_yscale("function", functions=(height, lambda y: 1 - 10.0**-y))
+    perfect = [1.0] if len(wrong) < len(accuracies) else []
+    low, high = 1 - min(1.0, max(wrong) * 1.15), 1 - least * 0.85
+    axes.set_ylim(low, 1.05 if perfect else high)
+    for shares in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8), np.arange(1, 10, 0.2)):  # of wrong answers, in any decade
+        marks = [1 - share * 10.0**-power for power in range(5) for share in shares]
+        marks = sorted(mark for mark in marks if low <= mark <= high) + perfect
+        if len(marks) > 2:
+            break
+    axes.set_yticks(marks)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value * 100:.4g} %")
+
+
+def confusion(labels: NDArray[np.int64], guesses: NDArray[np.int64], title: str) -> "Figure":
+    """How often each digit (row) got each answer (column), and the accuracy of each digit."""
+    figure = _figure(8.4, 5.4, title)
+    left, right = figure.subplots(1, 2, width_ratios=(3, 1))
+    figure.subplots_adjust(0.07, 0.1, 0.92, 0.92, wspace=0.12)
+    counts = np.zeros((10, 10), int)
+    np.add.at(counts, (labels, guesses), 1)
+    mistakes = np.where(np.eye(10, dtype=bool), 0, counts)
+    left.imshow(mistakes, cmap="Oranges", vmax=max(1, mistakes.max()) * 1.4, aspect="auto")
+    for (truth, guess), count in np.ndenumerate(counts):
+        if count:
+            right_one = truth == guess
+            left.text(
+                guess, truth, f"{count:,}", ha="center", va="center", fontsize=9, color=GREY if right_one else "black"
+            )
+    left.set(xlabel="answer", ylabel="truth", xticks=range(10), yticks=range(10))
+    left.tick_params(length=0)
+    totals = counts.sum(axis=1)
+    shares = np.diag(counts) / np.maximum(totals, 1)
+    seen = np.flatnonzero(totals)
+    low = max(0.0, 1 - 1.25 * (1 - shares[seen].min(initial=1.0)) - 0.001)
+    right.barh(seen, shares[seen] - low, left=low, color=BLUE, height=0.6)
+    for digit in seen:
+        right.text(1 + (1 - low) * 0.04, digit, f"{shares[digit]:.2%}", va="center", fontsize=9)
+    right.set(xlim=(low, 1), ylim=left.get_ylim(), yticks=range(10), xlabel="accuracy of each digit")
+    right.locator_params(axis="x", nbins=3)
+    right.xaxis.set_major_formatter("{x:.1%}")
+    return figure
+
+
+def calibration(confidences: NDArray[np.floating], right: NDArray[np.bool_], bins: int, title: str) -> "Figure":
+    """A reliability diagram: the accuracy of answers that were about as confident, and how many these are.
+
+    The bars of uncertainty are Wilson's intervals at 95 %.
+    """
+    place = np.minimum((confidences * bins).astype(int), bins - 1)
+    count = np.bincount(place, minlength=bins)
+    some = np.flatnonzero(count)
+    n = count[some]
+    share = np.bincount(place, right, bins)[some] / n
+    mean = np.bincount(place, confidences, bins)[some] / n
+    error = float((n * np.abs(share - mean)).sum() / n.sum())
+    figure = _figure(5.2, 5.6, f"{title}: expected calibration error {error:.2%}")
+    upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
+    figure.subplots_adjust(0.17, 0.1, 0.96, 0.89, hspace=0.08)
+    z = 1.96
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    upper.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1, label="as right as it is sure")
+    ranges = np.abs([middle - half - share, middle + half - share])
+    upper.errorbar(
+        mean,
+        share,
+        ranges,
+        fmt="o",
+        color=BLUE,
+        markersize=5,
+        capsize=2,
+        linewidth=1,
+        label="answers, with 95 % intervals",
+    )
+    upper.set(ylabel="share of right answers", ylim=(-0.03, 1.03), xlim=(0, 1.015))
+    upper.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 0.98), ncols=2, fontsize=9)
+    lower.bar((np.arange(bins) + 0.5) / bins, count, 0.9 / bins, color=ORANGE)
+    lower.set(yscale="log", ylabel="answers", xlabel="confidence", ylim=(0.6, None))
+    lower.yaxis.set_major_formatter("{x:,.0f}")
+    return figure
+
+
+def _figure(width: float, height: float, title: str) -> "Figure":
+    """Inches. Without a layout engine, which would draw everything twice."""
+    from matplotlib.figure import Figure  # not pyplot: no global state, no display
+
+    figure = Figure(figsize=(width, height))
+    figure.suptitle(title, fontsize=10, y=1 - 0.09 / height, va="top")
+    return figure
+
+
+def _loss_and_accuracy(title: str) -> "tuple[Figure, Sequence[Axes]]":
+    figure = _figure(9, 3.6, title)
+    both = figure.subplots(1, 2)
+    figure.subplots_adjust(0.085, 0.14, 0.985, 0.9, wspace=0.27)
+    for axes, label in zip(both, ("cross entropy", "accuracy"), strict=True):
+        axes.set(xlabel="training examples seen", ylabel=label)
+        axes.xaxis.set_major_formatter(lambda value, _: _short(value))
+        axes.grid(alpha=0.3)
+    both[0].set_yscale("log")
+    both[0].yaxis.set_major_formatter("{x:g}")
+    return figure, both
+
+
+def _short(count: float) -> str:
+    return f"{count / 1e6:g}M" if count >= 1e6 else f"{count / 1e3:g}k" if count else "0"
+
+
+def _column(rows: Sequence[dict[str, float]], name: str) -> tuple[list[float], list[float]]:
+    points = [(row["images"], row[name]) for row in rows if name in row]
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def rows(path: Path) -> list[dict[str, float]]:
+    """Of a metrics.csv, without the empty cells; none where there is no such file."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        whole = [line for line in file if line.endswith("\n")]  # not one that a killed process had begun
+    return [{name: _number(value) for name, value in row.items() if value} for row in csv.DictReader(whole)]
+
+
+def _number(text: str) -> float:
+    return int(text) if text.isdigit() else float(text)
+
+
+def save(picture: "Figure | Image.Image", path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(picture, Image.Image):
+        picture.save(path)
+    else:
+        picture.savefig(path, dpi=120, metadata={"Software": None})
+    return path

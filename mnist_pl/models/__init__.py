@@ -1,0 +1,7 @@
+"""What is learnt: LightningModules for images of digits, which any Trainer, loader and callback can use."""
+
+from mnist_pl.models.classifier import DigitClassifier
+from mnist_pl.models.metrics import CLASSES
+from mnist_pl.models.networks import CNN, MLP
+
+__all__ = ["CLASSES", "CNN", "MLP", "DigitClassifier"]

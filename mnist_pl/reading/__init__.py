@@ -1,0 +1,1 @@
+"""Reading what strangers made: their checkpoints without trust, their pictures as the network knows digits."""

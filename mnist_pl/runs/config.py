@@ -1,0 +1,42 @@
+"""The schema of the two commands. Imports nothing heavy: --help is quick."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+
+from mnist_pl.runs.folders import label
+
+
+@dataclass
+class Train:
+    """Refuses a misspelt key at the root. Below it, the constructors know their arguments, defaults and ranges."""
+
+    data: Any = MISSING
+    model: Any = MISSING
+    optimizer: Any = MISSING
+    scheduler: Any = MISSING
+    trainer: Any = MISSING
+    callbacks: Any = MISSING
+    logger: Any = MISSING
+    seed: int = 1
+    fit: bool = True
+    ckpt_path: str | None = None
+    resume: str | None = None
+    claim: float | None = None
+
+
+@dataclass
+class Predict:
+    ckpt_path: str | None = None
+    input: str | None = None
+    data_dir: str | None = None
+    seed: int | None = None
+
+
+ConfigStore.instance().store("train_schema", Train)
+ConfigStore.instance().store("predict_schema", Predict)
+
+
+OmegaConf.register_new_resolver("label", lambda *, _root_: label(_root_), replace=True)

@@ -1,0 +1,95 @@
+"""What a user can mend ends a program with one line; a fault of ours, with its traceback."""
+
+import difflib
+import errno
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from io import TextIOWrapper
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from mnist_pl.storage import one_line
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+
+def set_up_process() -> None:
+    """For the whole of a program: Hydra leaves errors to `one_line_errors`, and any text can be printed."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints its own errors, on many lines
+    logging.raiseExceptions = False  # a log file on a full disk; what matters more will not fit either, and says so
+    threading.excepthook = _in_thread
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may lack the letters of a file's name
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """What a user can mend ends the program with one line; anything else is a fault of ours and shows its traceback.
+
+    HYDRA_FULL_ERROR=1 shows the traceback of both. In a sweep, Hydra gets to see the error of a job, and does the next.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+        if WANTS_TRACEBACK or in_sweep or not is_users(error):
+            raise
+        sys.exit(f"error: {explain(error)}")
+
+
+def _in_thread(failure: threading.ExceptHookArgs) -> None:
+    """TensorBoard's writer raises what its thread met in the main one too."""
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
+
+
+def is_users(error: Exception) -> bool:
+    kinds: tuple[type[Exception], ...] = (HydraException, OmegaConfBaseException, ValueError, OSError)
+    if "lightning" in sys.modules:
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+        kinds = (*kinds, MisconfigurationException)
+    return isinstance(error, kinds)
+
+
+def explain(error: Exception) -> str:
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        return f"{group}={option}: there is no such option; there are {', '.join(error.options)}"
+    cause = error.__cause__
+    if isinstance(error, OverrideParseException):
+        reason = one_line(error.message.partition("See https")[0])
+        return (
+            f"{error.override}: cannot be parsed ({reason}); put quotes inside the quotes of the shell: \"key='a=b'\""
+        )
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):
+        known = list(cause.parent_node)
+        return f"{cause.full_key}: there is no such setting; {suggest(str(cause.key), known)}"
+    text = str(error)
+    number = getattr(error, "errno", None) or getattr(cause, "errno", None)
+    if number in UNWRITABLE:
+        where = f" in {HydraConfig.get().runtime.output_dir}" if HydraConfig.initialized() else ""
+        text += f"; make room{where}, or choose another folder for the run with hydra.run.dir=FOLDER"
+    if isinstance(cause, OmegaConfBaseException):
+        text += f": {cause.msg}"
+    return one_line(text)
+
+
+def suggest(word: str, known: Iterable[object]) -> str:
+    """The name that was probably meant, or all that there are."""
+    names = sorted(map(str, known))
+    close = difflib.get_close_matches(word, names, n=1)
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
