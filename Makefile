@@ -21,12 +21,14 @@ test: setup ## run the tests; make test ARGS="-k pictures" passes words on
 	$(VENV)/bin/python -m pytest $(WORKERS) $(ARGS)
 
 trust: setup ## try every promise of the README at full length (six minutes)
-	KILLS=100 FUZZ=10000 $(VENV)/bin/python -m pytest $(WORKERS) -m promise $(ARGS)
+	KILLS=100 FUZZ=10000 $(VENV)/bin/python -m pytest $(WORKERS) -m "promise or long" $(ARGS)
 
-check: setup ## lint, check the formatting and the types
+check: setup ## lint, check formatting, types, the order of imports and the workflow
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/ci.yml
 
 clean: ## remove the environment and the caches; runs and data stay
 	rm -rf $(VENV) *.egg-info .*_cache

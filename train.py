@@ -60,7 +60,7 @@ def run(
     facts = summary.describe(trainer, model, data, chosen)
     if trainer.is_global_zero:
         log.info("%s", summary.header(trainer, data, facts))
-    loggers.start_loggers(trainer, step, facts, settings)
+    loggers.start_loggers(trainer, step, facts, settings, trained.get("epoch_row", {}))
     best = start
     if training:
         fit(trainer, model, data, start, step)

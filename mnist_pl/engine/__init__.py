@@ -1,0 +1,22 @@
+"""What Lightning is taught beyond its documentation: one plug-in a file, each can be taken away.
+
+This wing alone touches names that Lightning, PyTorch and torchmetrics do not document. A test looks whether they are
+still there, from a Trainer in its training, whenever one of the three is newer.
+"""
+
+PRIVATE = {  # from a Trainer: where it is used, and why
+    "fit_loop._data_fetcher": "strategy: fetches the further batches of a round, and knows the last",
+    "fit_loop.epoch_loop._results.batch": "strategy: where `log` looks for the batch",
+    "fit_loop.epoch_loop._results.batch_size": "strategy: what `log` found there for the batch before",
+    "fit_loop.epoch_loop._batches_that_stepped": "strategy, resume: the step that Lightning's own logging counts by",
+    "fit_loop.epoch_loop.batch_progress.is_last_batch": "strategy: tells the loop that the epoch ends",
+    "fit_loop.epoch_loop.batch_progress.current.ready": "strategy, checkpoints: batches of this epoch",
+    "fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed": "strategy: global_step",
+    "fit_loop.epoch_loop.update_lr_schedulers": "strategy: schedules that step with the optimiser",
+    "fit_loop.epoch_progress.current.processed": "record: epochs that are done when a checkpoint is written",
+    "val_check_batch": "checkpoints: whether a validation follows the batch",
+    "checkpoint_callback._every_n_train_steps": "strategy: at which steps a ModelCheckpoint has to be asked",
+    "checkpoint_callback._train_time_interval": "strategy: the same, of one that saves by time",
+    "lr_scheduler_configs.0.scheduler._get_closed_form_lr": "resume: the rate of a schedule that became longer",
+    "lightning_module.train_scores.acc._update_count": "resume: torchmetrics warns of a metric that it takes for unused",
+}

@@ -46,6 +46,10 @@ class Best(ModelCheckpoint):
     def __init__(self, dirpath: str, monitor: str | None = "val/acc", mode: str = "max") -> None:
         super().__init__(dirpath, filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self.continued = None  # what is loaded from here on, is to be tested
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """A run that continues another in a folder of its own takes the other's best along, until it does better."""
         if self.continued is None or self.dirpath is None or state_dict["monitor"] != self.monitor:

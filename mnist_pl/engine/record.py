@@ -10,10 +10,14 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
 from mnist_pl.data import Batches
 from mnist_pl.models import DigitClassifier
+
+COURSE = ("step", "epoch", "images", "seconds_per_epoch", "images_per_second")  # what is logged that is no score
+EVALUATED = ("val/", "test/")  # the beginnings of scores that are handed over by themselves
 
 
 class Record(Callback):
@@ -30,6 +34,8 @@ class Record(Callback):
         self.images_seen = 0  # training images, over all processes and epochs
         self.train_seconds = 0.0  # in `fit`, with those before a checkpoint that was resumed from
         self._epoch_seconds, self._epoch_images = 0.0, 0  # of an epoch that is resumed in its middle
+        self._started = self._epoch_started = perf_counter()
+        self._images_before = self._counted = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         now = perf_counter()
@@ -95,9 +101,8 @@ class Record(Callback):
         self.train_seconds = perf_counter() - self._started
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if trainer.train_dataloader is None:  # before the training, as the learning rate finder does
-            return
-        self._count_images(trainer)
+        if trainer.train_dataloader is not None:  # else it is before the training, as of the learning rate finder
+            self._count_images(trainer)
         for logger in trainer.loggers:
             logger.save()  # the record goes at least as far as the checkpoint
         now = perf_counter()
@@ -108,11 +113,19 @@ class Record(Callback):
             "images": self.images_seen - self._images_before,
         }
         loop: Any = trainer.fit_loop
-        checkpoint["epochs"] = loop.epoch_progress.current.processed
-        checkpoint["metrics"] = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        epochs = loop.epoch_progress.current
+        checkpoint["epochs"] = epochs.processed
+        if epochs.processed > epochs.completed:  # at the end of an epoch: what Lightning is about to hand the loggers
+            row = {name: value for name, value in trainer.callback_metrics.items() if not name.startswith(EVALUATED)}
+            checkpoint["epoch_row"] = {name: float(value) for name, value in row.items()}
+        scores = {name: value for name, value in trainer.callback_metrics.items() if name not in COURSE}
+        checkpoint["metrics"] = {name: float(value) for name, value in scores.items()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn != TrainerFn.FITTING and self.images_seen:  # the best one is to be tested
+            return
         self.images_seen = checkpoint.get("images_seen", 0)
         self.train_seconds = checkpoint.get("train_seconds", 0.0)
-        epoch = checkpoint.get("epoch_so_far", {})
-        self._epoch_seconds, self._epoch_images = epoch.get("seconds", 0.0), epoch.get("images", 0)
+        old = checkpoint.get("training", {})  # where version 0.1 kept it
+        now = {"seconds": old.get("epoch_seconds", 0.0), "images": old.get("epoch_images", 0)}
+        self._epoch_seconds, self._epoch_images = checkpoint.get("epoch_so_far", now).values()

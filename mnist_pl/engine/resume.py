@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 
 from mnist_pl.data import Batches
 from mnist_pl.models import DigitClassifier
@@ -44,6 +45,8 @@ class ExactResume(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Called before Lightning restores its loops, the optimiser and the schedules from the same dictionary."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
         self.resumed = checkpoint.get("training")
         if self.resumed is not None and "validate_first" in self.resumed:
             _from_version_0_1(trainer, checkpoint)
@@ -131,7 +134,6 @@ def _from_version_0_1(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     training["scores"]["loss"] = {"total": loss["mean_value"], "count": loss["weight"]}
     random = training["random_cuda"]
     training["random_device"] = random[0] if random else None
-    checkpoint["epoch_so_far"] = {"seconds": training["epoch_seconds"], "images": training["epoch_images"]}
     if training["loader"] is not None:
         size = checkpoint["datamodule_hyper_parameters"]["batch_size"]
         done = -(-training["loader"]["done"] // size)

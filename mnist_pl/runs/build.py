@@ -92,10 +92,11 @@ def _make_trainer(cfg: DictConfig, data: "MNISTDataModule") -> "Trainer":
     if settings["barebones"]:
         settings |= BAREBONES
         loggers = []
-    if settings["enable_checkpointing"] is False:
-        callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
-    if settings["enable_progress_bar"] is False:
-        callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
+    for name, kind in {"enable_checkpointing": Checkpoint, "enable_progress_bar": ProgressBar}.items():
+        if settings[name] is False:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, kind)]
+        elif settings[name] is None:  # else Lightning adds one of its own to a run whose callbacks have none
+            settings[name] = any(isinstance(callback, kind) for callback in callbacks)
     if data.hparams["val_size"] == 0 and not data.hparams["validate_on_test"]:
         settings["limit_val_batches"] = 0
     # The test images may be scored every epoch, as published scripts do, but nothing is ever chosen by them.

@@ -152,9 +152,12 @@ def _against_images(metrics: dict[str, float]) -> dict[str, float]:
     return {SEEN + name: metrics[name] for name in names if name in metrics}
 
 
-def start_loggers(trainer: Trainer, step: int, facts: dict[str, Any], settings: dict[str, Any]) -> None:
+def start_loggers(
+    trainer: Trainer, step: int, facts: dict[str, Any], settings: dict[str, Any], epoch_row: dict[str, float]
+) -> None:
     """Before the first record: what an earlier process left in the same folder counts up to `step`.
 
+    `epoch_row` is that of the epoch which ended there: the process may have ended before it was written.
     `facts` tell runs apart, one value each; `settings` are all that was composed.
     """
     columns = {name: facts[name] for name in COLUMNS if facts.get(name) is not None}
@@ -171,6 +174,10 @@ def start_loggers(trainer: Trainer, step: int, facts: dict[str, Any], settings: 
             logger.log_hyperparams(columns)
         else:
             logger.log_hyperparams({**columns, "settings": settings})
+    is_written = any(epoch_row.keys() <= row.keys() for row in kept if row["step"] == step)
+    if kept and epoch_row and not is_written:
+        for logger in trainer.loggers:
+            logger.log_metrics({name: value for name, value in epoch_row.items() if name != "step"}, step)
 
 
 def log_best(trainer: Trainer, scores: dict[str, float]) -> None:

@@ -32,7 +32,7 @@ class Report(Callback):
         if "wandb" in sys.modules:  # else the next job would be logged as part of this one
             sys.modules["wandb"].finish(exit_code=int(job_return.status != JobStatus.COMPLETED))
         if job_return.status == JobStatus.FAILED and config.hydra.mode == RunMode.MULTIRUN:
-            error = job_return._return_value
+            error = _error_of(job_return)
             if not is_users(error):
                 traceback.print_exception(error)
             reason = f"{' '.join(config.hydra.overrides.task)}: {explain(error)}"
@@ -49,6 +49,14 @@ class Report(Callback):
         print(f"\nThe runs are in {folder}")
         if failed:  # not an Exception, which Hydra would turn into a warning
             raise SystemExit("\n".join(f"error: {note.parent} failed: {note.read_text().strip()}" for note in failed))
+
+
+def _error_of(job: JobReturn) -> Exception:
+    try:
+        _ = job.return_value  # raises what the job raised
+    except Exception as error:
+        return error
+    return RuntimeError("it ended without a result")
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

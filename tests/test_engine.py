@@ -1,0 +1,238 @@
+"""Each plug-in of the engine can be taken away, and nothing but speed, records and safety is lost."""
+
+import ast
+import re
+import shutil
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from lightning import Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from omegaconf import open_dict
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mnist_pl import engine
+from mnist_pl.data import Batches, MNISTDataModule
+from mnist_pl.engine.record import Record
+from mnist_pl.engine.strategy import FastSingleDevice
+from mnist_pl.figures.plots import rows
+from mnist_pl.models import CNN, MLP
+from mnist_pl.runs import config  # noqa: F401  # registers the schema
+
+PLUG_INS = [path for path in sorted((ROOT / "mnist_pl/engine").glob("*.py")) if path.name != "__init__.py"]
+WITHOUT = re.compile(r"Without it: delete `(.*?)` in (\S+)\.$", re.MULTILINE)
+LINES = [(path.stem, *found) for path in PLUG_INS for found in WITHOUT.findall(path.read_text())]
+WORDS = ["data=digits", "model.channels=[4,8]", "model.hidden=[20]", "model.dropout=0.5", "trainer.max_epochs=2"]
+WORDS += ["data.augment={shift: 2}", "trainer.log_every_n_steps=10", "data.batch_size=16", "callbacks=minimal"]
+WORDS += ["logger=csv", "trainer.accelerator=cpu"]
+
+
+@pytest.fixture
+def fresh_hydra() -> Iterator[None]:
+    yield
+    HydraConfig.instance().cfg = None
+
+
+def train(folder: Path, conf: Path, build: Any) -> tuple[Tensor, Trainer]:
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        cfg = compose("train", WORDS, return_hydra_config=True)
+    with open_dict(cfg):
+        cfg.hydra.runtime.output_dir = str(folder)
+    HydraConfig.instance().set_config(cfg)
+    data, model, trainer = build(cfg)
+    trainer.fit(model, data)
+    return weights(model), trainer
+
+
+def weights(model: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def test_every_plug_in_says_what_it_buys_and_how_to_live_without_it() -> None:
+    for path in PLUG_INS:
+        about = ast.get_docstring(ast.parse(path.read_text())) or ""
+        assert "\nBuys: " in about and WITHOUT.search(about), path.name
+    assert {name for name, *_ in LINES} == {path.stem for path in PLUG_INS}
+
+
+@pytest.mark.usefixtures("fresh_hydra")
+def test_without_any_plug_in_the_weights_are_the_same_to_the_last_bit(tmp_path: Path) -> None:
+    """The line that its file names is deleted, and a run is trained: each plug-in on its own, then all together."""
+    source = (ROOT / "mnist_pl/runs/build.py").read_text()
+
+    def train_without(number: str, *lines: tuple[str, str]) -> tuple[Tensor, Trainer]:
+        conf, text = tmp_path / f"conf{number}", source
+        shutil.copytree(ROOT / "conf", conf)
+        for line, file in lines:
+            place = conf.parent / file.replace("conf/", f"conf{number}/")
+            whole = text if file == "runs/build.py" else place.read_text()
+            kept = [one for one in whole.splitlines() if not one.strip().startswith(line.strip())]
+            assert len(kept) == len(whole.splitlines()) - 1, f"{line} is not one line of {file}"
+            if file == "runs/build.py":
+                text = "\n".join(kept)
+            else:
+                place.write_text("\n".join(kept))
+        module = types.ModuleType("build")
+        exec(compile(text, "build.py", "exec"), module.__dict__)
+        return train(tmp_path / number, conf, module.build)
+
+    whole, trainer = train_without("whole")
+    assert isinstance(trainer.strategy, FastSingleDevice)
+    for number, (_, *line) in enumerate(LINES):
+        alone, _ = train_without(str(number), tuple(line))
+        assert torch.equal(whole, alone), line
+    bare, trainer = train_without("bare", *[tuple(line) for _, *line in LINES])
+    assert torch.equal(whole, bare)
+    own = [callback for callback in trainer.callbacks if "mnist_pl" in type(callback).__module__]
+    assert [type(callback).__name__ for callback in own] == ["Progress"]
+    assert not isinstance(trainer.strategy, FastSingleDevice)
+
+
+def plain(folder: Path, *callbacks: Callback, **settings: Any) -> Trainer:
+    usual: dict[str, Any] = {"accelerator": "cpu", "max_epochs": 2, "logger": False, "default_root_dir": folder}
+    usual |= {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    return Trainer(**{**usual, "callbacks": list(callbacks), **settings})
+
+
+class EveryBatch(Callback):
+    """Its presence makes each batch a round of Lightning's loop."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.seen.append((batch_idx, trainer.global_step))
+
+
+SGD = {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9}
+CYCLE = {
+    "_target_": "torch.optim.lr_scheduler.OneCycleLR",
+    "max_lr": "lr",
+    "total_steps": "all_steps",
+    "interval": "step",
+}
+
+
+@pytest.mark.parametrize("kind", ["plain", "every batch", "together"])
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_training_is_the_plain_loop_bit_for_bit(tmp_path: Path, kind: str, scheduled: bool) -> None:
+    data = MNISTDataModule("digits", batch_size=32, val_size=200, seed=3)
+
+    def fresh() -> CNN:
+        torch.manual_seed(0)
+        settings = {"channels": [4, 8], "hidden": [20], "channel_dropout": [0.0, 0.5], "dropout": 0.5}
+        return CNN(**settings, optimizer=SGD, scheduler=CYCLE if scheduled else None)
+
+    model, ours = fresh(), fresh()
+    seen = EveryBatch()
+    callbacks = [seen] if kind == "every batch" else []
+    trainer = plain(
+        tmp_path, *callbacks, strategy="auto" if kind == "plain" else FastSingleDevice(), log_every_n_steps=7
+    )
+    torch.manual_seed(1)
+    trainer.fit(ours, datamodule=data)
+    assert trainer.global_step == 2 * 41 and trainer.fit_loop.total_batch_idx == 2 * 41 - 1
+    if kind == "every batch":
+        assert seen.seen == [(step % 41, step + 1) for step in range(82)]
+
+    torch.manual_seed(1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=82) if scheduled else None
+    for epoch in range(2):
+        batches = Batches(data.splits["train"], 32, seed=3)
+        batches.sampler.set_epoch(epoch)
+        for images, labels in batches:
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+            if schedule is not None:
+                schedule.step()
+    for name, expected in model.state_dict().items():
+        assert torch.equal(expected, ours.state_dict()[name]), name
+
+
+class Talkative(MLP):
+    """A newcomer's change: logs in the training step."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.log("train/mine", loss, on_step=True, on_epoch=True)
+        return loss
+
+
+@pytest.mark.filterwarnings("ignore:.*is smaller than the logging interval")
+def test_what_a_training_step_logs_is_the_same_with_several_steps_in_a_round(tmp_path: Path) -> None:
+    found = []
+    for number, strategy in enumerate(("auto", FastSingleDevice())):
+        seed_everything(1)
+        logger = CSVLogger(tmp_path / str(number))
+        data = MNISTDataModule("digits", batch_size=16)
+        model = Talkative(hidden=[20])
+        plain(tmp_path, logger=logger, strategy=strategy, log_every_n_steps=10).fit(model, data)
+        found.append(rows(Path(logger.log_dir, "metrics.csv")))
+    assert len([row for row in found[0] if "train/mine_step" in row]) == 17
+    for one, other in zip(*found, strict=True):
+        assert one == pytest.approx(other, rel=1e-6)
+
+
+def test_rows_are_recorded_at_the_steps_that_are_asked_for(tmp_path: Path) -> None:
+    """With the images seen so far; the untrained network first; means over the steps since the last row."""
+    logger = CSVLogger(tmp_path)
+    data = MNISTDataModule("digits", batch_size=16, val_size=200)
+    record = Record()
+    trainer = plain(tmp_path, record, logger=logger, strategy=FastSingleDevice(), log_every_n_steps=10)
+    trainer.fit(MLP(hidden=[20]), data)
+    table = rows(Path(logger.log_dir, "metrics.csv"))
+    steps = [row for row in table if "train/loss_step" in row]
+    assert [row["step"] for row in steps] == list(range(10, 2 * 82 + 1, 10))
+    assert [row["images"] for row in steps] == [
+        16 * (row["step"] % 82) + (1297 if row["step"] > 82 else 0) for row in steps
+    ]
+    assert all(row["grad_norm"] > 0 and row["lr"] == 0.001 for row in steps)
+    scored = [(row["step"], row["images"]) for row in table if "val/acc" in row]
+    assert scored == [(0, 0), (82, 1297), (164, 2 * 1297)]
+    assert record.images_seen == 2 * 1297 and record.train_seconds > 0
+
+
+def test_lightning_still_has_what_the_engine_uses(tmp_path: Path) -> None:
+    missing = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            for path in engine.PRIVATE:
+                place: Any = trainer
+                for name in path.split("."):
+                    try:
+                        place = place[int(name)] if name.isdigit() else getattr(place, name)
+                    except (AttributeError, LookupError):
+                        missing.append(path)
+                        break
+
+    model = MLP(hidden=[5], scheduler={"_target_": "torch.optim.lr_scheduler.CosineAnnealingLR", "T_max": "all_steps"})
+    keeper = ModelCheckpoint(tmp_path)
+    trainer = plain(tmp_path, Look(), keeper, enable_checkpointing=True, max_epochs=1, limit_train_batches=2)
+    trainer.fit(model, MNISTDataModule("digits"))
+    assert not missing, f"this Lightning lacks {missing[0]}, which mnist_pl/engine uses: {engine.PRIVATE[missing[0]]}"
+
+
+def test_private_names_of_others_are_used_in_the_engine_alone() -> None:
+    """And those are in its list."""
+    listed = {name for path in engine.PRIVATE for name in path.split(".") if name.startswith("_")}
+    listed |= {"_schedule_phases"}
+    for path in [*ROOT.glob("mnist_pl/**/*.py"), ROOT / "train.py", ROOT / "predict.py"]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+                of_its_own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+                config = node.attr in ("_target_",)
+                if not of_its_own and not config:
+                    where = f"{path.relative_to(ROOT)}:{node.lineno}: {node.attr}"
+                    assert path.parent.name == "engine" and node.attr in listed, where

@@ -1,0 +1,275 @@
+"""What anyone who knows Lightning tries, with plain Trainers, loaders and callbacks, works."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch.callbacks as lightning_callbacks
+import pytest
+import torch
+from conftest import Run
+from lightning import LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.tuner import Tuner
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from mnist_pl.data import MNISTDataModule
+from mnist_pl.engine.strategy import FastSingleDevice
+from mnist_pl.models import CNN, MLP
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers",  # of loaders that are not ours
+    "ignore:.*exists and is not empty",
+    "ignore:.*is smaller than the logging interval",
+    "ignore:Be aware that when using `ckpt_path`",
+)
+
+
+@pytest.fixture
+def digits() -> MNISTDataModule:
+    return MNISTDataModule(dataset="digits")
+
+
+def plain(folder: Path, *callbacks: Callback, **settings: Any) -> Trainer:
+    """A Trainer that knows nothing of this project."""
+    usual: dict[str, Any] = {"accelerator": "cpu", "max_epochs": 1, "logger": False, "default_root_dir": folder}
+    usual |= {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    return Trainer(**{**usual, "callbacks": list(callbacks), **settings})
+
+
+def weights(model: LightningModule) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def test_fit_validate_and_test_with_no_setting_at_all(tmp_path: Path, digits: MNISTDataModule) -> None:
+    model = MLP()
+    trainer = plain(tmp_path, max_epochs=2)
+    trainer.fit(model, digits)
+    assert type(trainer.optimizers[0]) is torch.optim.Adam and trainer.optimizers[0].param_groups[0]["lr"] == 0.001
+    (validated,) = trainer.validate(model, digits, verbose=False)
+    (tested,) = trainer.test(model, digits, verbose=False)
+    assert validated.keys() == {"val/loss", "val/acc"} and tested.keys() == {"test/loss", "test/acc"}
+    assert tested["test/acc"] > 0.8 and validated["val/acc"] > 0.8
+    images, labels = digits.splits["test"]
+    with torch.inference_mode():
+        right = (model.eval()(images.unsqueeze(1) / 255).argmax(1) == labels).double().mean()
+    assert tested["test/acc"] == pytest.approx(float(right))
+
+
+def test_any_loader_of_images_and_labels(tmp_path: Path) -> None:
+    images, labels = torch.rand(70, 1, 28, 28), torch.randint(0, 10, (70,))
+    loader = DataLoader(TensorDataset(images, labels), batch_size=16, shuffle=True)
+    for strategy in ("auto", FastSingleDevice()):
+        model = CNN(channels=[4, 8], hidden=[10])
+        trainer = plain(tmp_path, strategy=strategy)
+        trainer.fit(model, loader, DataLoader(TensorDataset(images, labels), batch_size=32))
+        assert trainer.global_step == 5 and {"train/acc", "val/loss"} <= set(trainer.callback_metrics)
+        (answers,) = {part.shape[1] for part in trainer.predict(model, DataLoader(images, batch_size=32))}
+        assert answers == 10
+
+
+def test_a_batch_is_what_the_network_takes(digits: MNISTDataModule) -> None:
+    digits.setup("fit")
+    images, labels = next(iter(digits.train_dataloader()))
+    assert images.shape == (64, 1, 28, 28) and images.dtype == torch.float32
+    assert images.min() == 0 and images.max() == 1 and labels.shape == (64,)
+    assert CNN()(images).shape == (64, 10)
+
+
+def test_load_from_checkpoint(trained: Path, tmp_path: Path, digits: MNISTDataModule) -> None:
+    model = CNN.load_from_checkpoint(trained / "checkpoints" / "best.ckpt")
+    assert model.hparams["channels"] == [24, 48] and model.lr == 0.001
+    (tested,) = plain(tmp_path).test(model, digits, verbose=False)
+    assert tested["test/acc"] > 0.9
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_lightnings_own_checkpoint_is_continued_by_a_plain_trainer(
+    tmp_path: Path, digits: MNISTDataModule, epochs: int
+) -> None:
+    """And gives the weights of a run that was never stopped."""
+    seed_everything(1)
+    unbroken = MLP(hidden=[20])
+    plain(tmp_path, max_epochs=3).fit(unbroken, digits)
+    seed_everything(1)
+    keeper = ModelCheckpoint(tmp_path, filename="mine")
+    plain(tmp_path, keeper, max_epochs=epochs, enable_checkpointing=True).fit(MLP(hidden=[20]), digits)
+    resumed = MLP(hidden=[20])
+    plain(tmp_path, max_epochs=3).fit(resumed, digits, ckpt_path=tmp_path / "mine.ckpt", weights_only=True)
+    assert torch.equal(weights(unbroken), weights(resumed))
+
+
+def test_a_runs_last_checkpoint_is_continued_by_a_plain_trainer(trained: Path, tmp_path: Path) -> None:
+    data = MNISTDataModule(dataset="digits", batch_size=32, val_size=200)
+    model = CNN.load_from_checkpoint(trained / "checkpoints" / "last.ckpt", scheduler=None)
+    trainer = plain(tmp_path, max_epochs=6)
+    trainer.fit(model, data, ckpt_path=trained / "checkpoints" / "last.ckpt", weights_only=True)
+    assert trainer.global_step == 6 * 41 and trainer.callback_metrics["val/acc"] > 0.95
+
+
+def test_a_plain_checkpoint_is_tested_and_continued_by_the_programs(run: Run, tmp_path: Path) -> None:
+    data, model = MNISTDataModule(dataset="digits", batch_size=32), MLP(hidden=[20])
+    keeper = ModelCheckpoint(tmp_path, filename="mine")
+    plain(tmp_path, keeper, enable_checkpointing=True).fit(model, data)
+    words = ["train.py", "data=digits", "model=mlp", "model.hidden=[20]", "callbacks=minimal", "logger=csv"]
+    ended = run(*words, "scheduler=none", "ckpt_path=mine.ckpt", "trainer.max_epochs=2", "hydra.run.dir=run")
+    assert ended.code == 0 and " 2/2 " in ended.out and " 1/2 " in ended.out, ended.err
+    assert run("predict.py", "ckpt_path=mine.ckpt").code == 0
+
+
+def test_the_learning_rate_finder(tmp_path: Path, digits: MNISTDataModule) -> None:
+    model = MLP(hidden=[20])
+    finder = Tuner(plain(tmp_path)).lr_find(model, datamodule=digits, num_training=30)
+    assert finder is not None and model.lr == finder.suggestion() != 0.001
+    assert model.make_optimizer().param_groups[0]["lr"] == model.lr
+
+
+def test_the_batch_size_finder(tmp_path: Path, digits: MNISTDataModule) -> None:
+    size = Tuner(plain(tmp_path)).scale_batch_size(MLP(hidden=[20]), datamodule=digits, max_trials=2, init_val=16)
+    assert size == digits.train_dataloader().batch_size > 16
+
+
+CALLBACKS: dict[str, dict[str, Any]] = {
+    "EarlyStopping": {"monitor": "val/loss"},
+    "StochasticWeightAveraging": {"swa_lrs": 0.01},
+    "EMAWeightAveraging": {"decay": 0.9},
+    "LearningRateMonitor": {},
+    "LearningRateFinder": {"num_training_steps": 20},
+    "DeviceStatsMonitor": {"cpu_stats": True},
+    "Timer": {"duration": {"hours": 1}},
+    "TQDMProgressBar": {},
+    "RichProgressBar": {},
+    "RichModelSummary": {},
+    "GradientAccumulationScheduler": {"scheduling": {0: 2, 1: 4}},
+    "ModelPruning": {"pruning_fn": "l1_unstructured", "amount": 0.3},
+    "ModelCheckpoint": {"monitor": "val/acc", "mode": "max", "filename": "mine", "save_last": True},
+    "LambdaCallback": {},
+}
+
+
+@pytest.mark.parametrize("engine", [False, True], ids=["plain", "engine"])
+@pytest.mark.parametrize("name", CALLBACKS)
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore:.*swa", "ignore:.*lr_scheduler", "ignore:.*LRScheduler"
+)
+def test_lightnings_callbacks(tmp_path: Path, digits: MNISTDataModule, name: str, engine: bool) -> None:
+    """With the engine's strategy they see what they see without it, so that the weights are the same."""
+    kind = getattr(lightning_callbacks, name)
+    found = []
+    for strategy in ("auto", FastSingleDevice()) if engine else ("auto",):
+        seed_everything(1)
+        settings = {"logger": CSVLogger(tmp_path), "max_epochs": 2, "enable_checkpointing": "Checkpoint" in name}
+        settings |= {
+            "enable_progress_bar": "Bar" in name,
+            "log_every_n_steps": 4,
+            "enable_model_summary": "Rich" in name,
+        }
+        model = MLP(hidden=[20], dropout=0.1)
+        trainer = plain(tmp_path, kind(**CALLBACKS[name]), strategy=strategy, **settings)
+        trainer.fit(model, digits)
+        assert trainer.callback_metrics["val/loss"] < (2.4 if name == "LearningRateFinder" else 2.1)
+        found.append(weights(model))
+    assert torch.equal(found[0], found[-1])
+
+
+@pytest.mark.parametrize("profiler", ["simple", "advanced", "pytorch"])
+@pytest.mark.filterwarnings("ignore")  # of PyTorch's profiler
+def test_profilers(tmp_path: Path, digits: MNISTDataModule, profiler: str) -> None:
+    trainer = plain(tmp_path, profiler=profiler, limit_train_batches=3, strategy=FastSingleDevice())
+    trainer.fit(MLP(hidden=[20]), digits)
+    if profiler == "simple":
+        assert trainer.profiler.recorded_durations["run_training_batch"].__len__() == 3
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed", "32-true"])
+@pytest.mark.filterwarnings("ignore:.*bf16")
+def test_precisions(tmp_path: Path, digits: MNISTDataModule, precision: Any) -> None:
+    for strategy in ("auto", FastSingleDevice()):
+        trainer = plain(tmp_path, precision=precision, strategy=strategy)
+        model = MLP(hidden=[20])
+        trainer.fit(model, digits)
+        assert trainer.test(model, digits, verbose=False)[0]["test/acc"] > 0.3
+
+
+@pytest.mark.filterwarnings("ignore:.*barebones")
+def test_barebones(tmp_path: Path, digits: MNISTDataModule) -> None:
+    settings: dict[str, Any] = {"accelerator": "cpu", "barebones": True, "max_epochs": 1, "default_root_dir": tmp_path}
+    found = []
+    for strategy in ("auto", FastSingleDevice()):
+        seed_everything(1)
+        model = MLP(hidden=[20])
+        Trainer(**settings, strategy=strategy).fit(model, digits)
+        found.append(weights(model))
+    assert torch.equal(*found)
+
+
+PROCESSES = """
+import torch
+from lightning import Trainer
+from mnist_pl.data import MNISTDataModule
+from mnist_pl.models import MLP
+if __name__ == "__main__":
+    data, model = MNISTDataModule(dataset="digits", val_size=201), MLP(hidden=[20])
+    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp_spawn", max_epochs=1, logger=False,
+        enable_progress_bar=False, enable_checkpointing=False)
+    before = model.net[1].weight.clone()
+    trainer.fit(model, data)
+    assert not torch.equal(before, model.net[1].weight)
+    (tested,) = trainer.test(model, data, verbose=False)
+    right = tested["test/acc"] * 300
+    assert abs(right - round(right)) < 1e-3, right
+    print("tested", tested["test/acc"])
+"""
+
+
+@pytest.mark.long
+def test_processes_that_are_spawned(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(PROCESSES)
+    ended = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=180)
+    assert ended.returncode == 0 and "tested" in ended.stdout, ended.stderr
+
+
+@pytest.mark.long
+def test_torch_compile(tmp_path: Path, digits: MNISTDataModule) -> None:
+    for strategy in ("auto", FastSingleDevice()):
+        model = MLP(hidden=[20])
+        trainer = plain(tmp_path, max_epochs=2, strategy=strategy)
+        trainer.fit(torch.compile(model, backend="aot_eager"), digits)
+        assert trainer.callback_metrics["val/acc"] > 0.5
+
+
+@pytest.mark.filterwarnings("ignore")  # of jsonargparse
+def test_lightnings_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("jsonargparse")
+    from lightning.pytorch.cli import LightningCLI
+
+    monkeypatch.chdir(tmp_path)
+    words = ["fit", "--model.hidden=[20]", "--data.dataset=digits", "--trainer.max_epochs=1", "--trainer.logger=false"]
+    words += ["--model.mean=0.5", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    cli = LightningCLI(MLP, MNISTDataModule, args=words)
+    assert cli.trainer.callback_metrics["val/acc"] > 0.3 and cli.model.mean == 0.5
+    (path,) = tmp_path.glob("**/*.ckpt")
+    assert MLP.load_from_checkpoint(path).hparams["mean"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["+callbacks.x._target_=lightning.pytorch.callbacks.LearningRateFinder", "+callbacks.x.num_training_steps=20"],
+        ["+callbacks.x={_target_: lightning.pytorch.callbacks.GradientAccumulationScheduler, scheduling: {0: 2}}"],
+        ["+callbacks.x={_target_: lightning.pytorch.callbacks.ModelPruning, pruning_fn: l1_unstructured, amount: 0.5}"],
+        ["trainer.precision=64-true"],
+        ["trainer.barebones=true"],
+        pytest.param(["trainer.strategy=ddp_spawn", "trainer.devices=2"], marks=pytest.mark.long),
+    ],
+    ids=lambda words: words[0][:70],
+)
+def test_train_py_with_what_lightning_has(run: Run, words: list[str], tmp_path: Path) -> None:
+    """With all of the engine and the pictures around it."""
+    usual = ("data=digits", "model=mlp", "trainer.max_epochs=2", "trainer.accelerator=cpu", "hydra.run.dir=run")
+    ended = run("train.py", *usual, *words)
+    assert ended.code == 0 and "Traceback" not in ended.err, ended.err
+    assert (tmp_path / "run" / "summary.json").exists()
