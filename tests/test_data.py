@@ -1,15 +1,13 @@
 """Splits, batches, augmentation."""
 
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from conftest import MNIST_ROOT, needs_mnist
 
-from mnist_pl import files
-from mnist_pl.augment import Augment
-from mnist_pl.data import Batches, MNISTDataModule
+from mnist_pl.data import EMBEDDED, Augment, Batches, MNISTDataModule, files
 
 
 def numbered(count: int) -> files.Split:
@@ -26,7 +24,7 @@ def test_every_image_is_seen_once_and_stays_with_its_label() -> None:
     batches = Batches(numbered(103), 10, seed=1)
     assert len(batches) == len(list(batches)) == 11
     assert sorted(seen(batches)) == list(range(103)) != seen(batches)
-    assert all(torch.equal(images[:, 0, 0].long(), labels) for images, labels in batches)
+    assert all(torch.equal((images[:, 0, 0, 0] * 255).round().long(), labels) for images, labels in batches)
 
 
 def test_the_order_is_a_function_of_seed_and_epoch() -> None:
@@ -34,7 +32,7 @@ def test_the_order_is_a_function_of_seed_and_epoch() -> None:
     for seed in (1, 2):
         for epoch in (0, 1):
             batches = Batches(numbered(50), 7, seed=seed)
-            batches.set_epoch(epoch)
+            batches.sampler.set_epoch(epoch)
             orders[seed, epoch] = seen(batches)
             assert orders[seed, epoch] == seen(batches)
     assert len({tuple(order) for order in orders.values()}) == 4
@@ -44,7 +42,7 @@ def test_the_order_is_a_function_of_seed_and_epoch() -> None:
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_processes_share_the_images(world_size: int) -> None:
     def shares(seed: int | None) -> list[list[int]]:
-        return [seen(Batches(numbered(100), 8, seed, rank, world_size)) for rank in range(world_size)]
+        return [seen(Batches(numbered(100), 8, seed, None, rank, world_size)) for rank in range(world_size)]
 
     exact, equal = shares(None), shares(1)
     assert sorted(sum(exact, [])) == list(range(100))
@@ -78,8 +76,8 @@ def test_mnist_is_split_the_same_for_every_seed_and_without_overlap() -> None:
     everything = files.read("mnist", files.raw_folder("mnist", MNIST_ROOT))
     assert all(torch.equal(*pair) for pair in zip(modules[0].splits["test"], everything[1], strict=True))
     # The same images, each once: MNIST itself holds no two equal training images.
-    whole = torch.cat([modules[0].splits["train"][0], modules[0].splits["val"][0]]).flatten(1).numpy()
-    assert len(np.unique(whole, axis=0)) == len(np.unique(everything[0][0].flatten(1).numpy(), axis=0)) == 60_000
+    ours = {image.numpy().tobytes() for name in ("train", "val") for image in modules[0].splits[name][0]}
+    assert ours == {image.numpy().tobytes() for image in everything[0][0]} and len(ours) == 60_000
 
 
 @pytest.mark.parametrize(
@@ -102,3 +100,52 @@ def test_augmentation_moves_each_image_by_its_own_amount() -> None:
     assert torch.allclose(Augment()(images), images, atol=1e-5)
     turned = Augment(rotate=180)(images[:, :, :, :].roll(6, 2))
     assert (turned.sum((1, 2, 3)) - 16).abs().max() < 1
+
+
+def test_a_batch_is_augmented_when_its_turn_comes() -> None:
+    """So the random numbers are drawn in one order, however many batches are trained on in a round."""
+    drawn = []
+
+    def augment(images: torch.Tensor) -> torch.Tensor:
+        drawn.append(len(images))
+        return images + 1
+
+    batches = iter(Batches(numbered(20), 8, seed=1, augment=augment))
+    assert next(batches)[0].min() >= 1 and drawn == [8]
+
+
+def test_an_epoch_is_continued_where_it_was_left() -> None:
+    whole = seen(Batches(numbered(50), 8, seed=1))
+    first, second = Batches(numbered(50), 8, seed=1), Batches(numbered(50), 8, seed=1)
+    iterator = iter(first)
+    left = [label for _ in range(3) for label in next(iterator)[1].tolist()]
+    second.load_state_dict(first.state_dict())
+    assert left + seen(second) == whole == seen(second), "and then a whole epoch again"
+
+
+def test_a_data_set_that_hands_out_the_same_tensors_twice_is_split_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = (numbered(200), numbered(20))
+    monkeypatch.setitem(EMBEDDED, "mine", lambda: tensors)
+    modules = [MNISTDataModule("mine", val_size=50) for _ in range(2)]
+    for module in modules:
+        module.setup("fit")
+    assert torch.equal(modules[0].splits["val"][1], modules[1].splits["val"][1])
+    assert torch.equal(tensors[0][1], torch.arange(200))
+
+
+@pytest.mark.parametrize(("val_size", "images"), [(None, 125), (0, 0), (200, 200)])
+def test_validation_images(val_size: int | None, images: int) -> None:
+    module = MNISTDataModule("digits", val_size=val_size)
+    module.setup("fit")
+    assert len(module.splits["val"][1]) == images and module.selects is (images > 0)
+    assert module.val_dataloader() == [] if images == 0 else len(module.val_dataloader()) >= 10
+
+
+def test_without_mnist_the_fallback_is_another_data_set(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    module = MNISTDataModule(data_dir=str(tmp_path), fallback="digits", mirrors=[])
+    module.prepare_data()
+    module.setup("fit")
+    assert module.dataset == "digits" and len(module.splits["train"][1]) == 1497 - 125
+    assert "training on scikit-learn's 1,797 embedded digits instead" in caplog.text
+    with pytest.raises(FileNotFoundError, match="data.mirrors is empty"):
+        MNISTDataModule(data_dir=str(tmp_path), mirrors=[]).prepare_data()

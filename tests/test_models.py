@@ -1,18 +1,16 @@
 """The networks compute what their sources do, and their metrics are plain counts."""
 
-import copy
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from lightning import Trainer
-from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from mnist_pl.data import Batches, MNISTDataModule, to_float
-from mnist_pl.models import BLOCK, CLASSES, CNN, MLP, Gather
+from mnist_pl.models import CLASSES, CNN, MLP
+from mnist_pl.models.metrics import Scores
 
 SGD = {"_target_": "torch.optim.SGD", "lr": 0.1}
 
@@ -47,35 +45,12 @@ def test_channel_dropout_drops_whole_channels_before_pooling() -> None:
     ]
 
 
-def trainer_of(folder: Path, callbacks: list[Callback], epochs: int = 1) -> Trainer:
-    return Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        callbacks=callbacks,
-        logger=False,
-        enable_progress_bar=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        log_every_n_steps=7,
-        default_root_dir=folder,
-    )
-
-
-class EveryBatch(Callback):
-    """Its presence makes each batch a step of Lightning's own."""
-
-    def __init__(self) -> None:
-        self.batches = 0
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.batches += 1
-
-
 def test_the_metrics_are_plain_counts(tmp_path: Path) -> None:
     """Over a short last batch too, and for training over all batches although they are scored many at a time."""
     data = MNISTDataModule("digits", batch_size=100, val_size=150)
     model = MLP(hidden=[20], optimizer={**SGD, "lr": 1e-30})  # a network that stays as it is
-    trainer = trainer_of(tmp_path, [])
+    off = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "enable_model_summary": False}
+    trainer = Trainer(accelerator="cpu", max_epochs=1, default_root_dir=tmp_path, **off)
     trainer.fit(model, datamodule=data)
     scores = dict(trainer.callback_metrics)
     trainer.test(model, datamodule=data, verbose=False)
@@ -88,42 +63,42 @@ def test_the_metrics_are_plain_counts(tmp_path: Path) -> None:
         assert float(scores[f"{stage}/loss"]) == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-5)
 
 
-@pytest.mark.parametrize("kinds", [[], [EveryBatch]], ids=["many batches at once", "one batch at a time"])
-@pytest.mark.parametrize("scheduled", [False, True])
-def test_training_is_the_plain_loop_bit_for_bit(tmp_path: Path, kinds: list[type[EveryBatch]], scheduled: bool) -> None:
-    callbacks = [kind() for kind in kinds]
-    data = MNISTDataModule("digits", batch_size=32, val_size=200, seed=3)
-    cycle = {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": 0.1, "total_steps": "all_steps"}
-    torch.manual_seed(0)
-    model = CNN(
-        channels=[4, 8],
-        hidden=[20],
-        channel_dropout=[0.0, 0.5],
-        dropout=0.5,
-        optimizer={**SGD, "momentum": 0.9},
-        scheduler={**cycle, "interval": "step"} if scheduled else None,
-    )
-    plain = copy.deepcopy(model)
-    torch.manual_seed(1)
-    trainer = trainer_of(tmp_path, list(callbacks), epochs=2)
-    trainer.fit(model, datamodule=data)
-    assert trainer.global_step == 2 * 41 and model.images_seen == 2 * 1297
-    assert [callback.batches for callback in callbacks] == [2 * 41 for _ in callbacks]
+def test_scores_are_the_same_however_many_batches_are_scored_together() -> None:
+    logits, labels = torch.randn(1000, CLASSES), torch.randint(0, CLASSES, (1000,))
+    scores = Scores("train/")
+    since = []
+    for number, batch in enumerate(zip(logits.split(7), labels.split(7), strict=True)):
+        scores.update(*batch)
+        if number % 20 == 19:
+            since.append(scores.score_pending())
+    whole = scores.compute()
+    right = (logits.argmax(1) == labels).double()
+    assert float(whole["train/acc"]) == pytest.approx(float(right.mean()))
+    assert float(whole["train/loss"]) == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-6)
+    assert float(since[1]["train/acc"]) == pytest.approx(float(right[140:280].mean())), "since the last time, alone"
+    scores.reset()
+    assert scores.score_pending() == {} and not scores.pending
 
-    torch.manual_seed(1)
-    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=82) if scheduled else None
-    for epoch in range(2):
-        batches = Batches(data.splits["train"], 32, seed=3)
-        batches.set_epoch(epoch)
-        for images, labels in batches:
-            optimizer.zero_grad()
-            F.cross_entropy(plain(to_float(images)), labels).backward()
-            optimizer.step()
-            if schedule is not None:
-                schedule.step()
-    for name, weights in plain.state_dict().items():
-        assert torch.equal(weights, model.state_dict()[name]), name
+
+def test_few_logits_are_kept_before_they_are_scored() -> None:
+    scores = Scores("train/")
+    for _ in range(50):
+        scores.update(torch.zeros(4096, CLASSES), torch.zeros(4096, dtype=torch.long))
+        assert len(scores.pending) <= 16
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_network_overfits_a_few_images(batch_norm: bool) -> None:
+    torch.manual_seed(0)
+    images, labels = torch.rand(20, 1, 28, 28), torch.arange(20) % 10
+    model = CNN(channels=[4, 8], hidden=[20], batch_norm=batch_norm, optimizer={"_target_": "torch.optim.Adam", "lr": 0.01})
+    optimizer = model.make_optimizer()
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = model.training_step((images, labels), 0)
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.1 and model.train_scores.compute()["train/acc"] > 0.3
 
 
 def test_a_network_learns() -> None:
@@ -135,9 +110,9 @@ def test_a_network_learns() -> None:
     losses = []
     for epoch in range(2):
         batches = Batches(data.splits["train"], 32, seed=1)
-        batches.set_epoch(epoch)
+        batches.sampler.set_epoch(epoch)
         for images, labels in batches:
-            loss = F.cross_entropy(model(to_float(images)), labels)
+            loss = F.cross_entropy(model(images), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -160,22 +135,15 @@ def test_a_setting_out_of_range_is_named(settings: dict, message: str) -> None:
         CNN(**settings)
 
 
-def test_training_needs_an_optimizer() -> None:
-    with pytest.raises(ValueError, match="optimizer"):
-        MLP().make_optimizer()
+def test_an_optimizer_needs_a_learning_rate() -> None:
+    with pytest.raises(ValueError, match="optimizer.lr must be a positive number, got None"):
+        MLP(optimizer={"_target_": "torch.optim.Adam"}).make_optimizer()
+    assert MLP().make_optimizer().param_groups[0]["lr"] == MLP().lr == 0.001
 
 
-def test_every_answer_is_kept_in_its_place() -> None:
-    """In blocks of BLOCK answers, whatever the batches."""
-    gather = Gather()
-    for _ in range(2):  # what was kept is forgotten with a reset
-        gather.reset()
-        sizes = [250] * 39 + [400, 7, BLOCK + 3, 1]
-        images = torch.randint(0, 256, (sum(sizes), 28, 28), dtype=torch.uint8)
-        labels = torch.randint(0, CLASSES, (len(images),))
-        logits = torch.randn(len(images), CLASSES)
-        for batch in zip(to_float(images).split(sizes), labels.split(sizes), logits.split(sizes), strict=True):
-            gather.update(*batch)
-        answers = gather.compute()
-        assert torch.equal(answers.images, images) and torch.equal(answers.labels, labels)
-        assert torch.equal(answers.probabilities, logits.softmax(dim=1))
+def test_words_in_a_schedule_stand_for_numbers() -> None:
+    cycle = {"_target_": "torch.optim.lr_scheduler.OneCycleLR", "max_lr": "lr", "total_steps": "all_steps"}
+    model = MLP(optimizer=SGD, scheduler={**cycle, "interval": "step"})
+    model.lr = 0.5
+    scheduler = model.make_scheduler(model.make_optimizer(), 70)
+    assert scheduler.total_steps == 70 and scheduler.optimizer.param_groups[0]["max_lr"] == 0.5
