@@ -91,7 +91,8 @@ def test_few_logits_are_kept_before_they_are_scored() -> None:
 def test_a_network_overfits_a_few_images(batch_norm: bool) -> None:
     torch.manual_seed(0)
     images, labels = torch.rand(20, 1, 28, 28), torch.arange(20) % 10
-    model = CNN(channels=[4, 8], hidden=[20], batch_norm=batch_norm, optimizer={"_target_": "torch.optim.Adam", "lr": 0.01})
+    adam = {"_target_": "torch.optim.Adam", "lr": 0.01}
+    model = CNN(channels=[4, 8], hidden=[20], batch_norm=batch_norm, optimizer=adam)
     optimizer = model.make_optimizer()
     for _ in range(150):
         optimizer.zero_grad()

@@ -18,5 +18,5 @@ PRIVATE = {  # from a Trainer: where it is used, and why
     "checkpoint_callback._every_n_train_steps": "strategy: at which steps a ModelCheckpoint has to be asked",
     "checkpoint_callback._train_time_interval": "strategy: the same, of one that saves by time",
     "lr_scheduler_configs.0.scheduler._get_closed_form_lr": "resume: the rate of a schedule that became longer",
-    "lightning_module.train_scores.acc._update_count": "resume: torchmetrics warns of a metric that it takes for unused",
+    "lightning_module.train_scores.acc._update_count": "resume: else torchmetrics takes a metric for unused",
 }

@@ -35,16 +35,15 @@ class Record(Callback):
         self.train_seconds = 0.0  # in `fit`, with those before a checkpoint that was resumed from
         self._epoch_seconds, self._epoch_images = 0.0, 0  # of an epoch that is resumed in its middle
         self._started = self._epoch_started = perf_counter()
-        self._images_before = self._counted = 0
+        self._images_before = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         now = perf_counter()
         self._started, self._epoch_started = now - self.train_seconds, now - self._epoch_seconds
         self._images_before = self.images_seen - self._epoch_images  # this epoch
-        self._counted = 0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._epoch_started, self._images_before, self._counted = perf_counter(), self.images_seen, 0
+        self._epoch_started, self._images_before = perf_counter(), self.images_seen
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         step, every = trainer.global_step + 1, trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -57,16 +56,10 @@ class Record(Callback):
         row |= {"lr": optimizer.param_groups[0]["lr"], "grad_norm": torch.nn.utils.get_total_norm(gradients)}
         self._log(trainer, row, step)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if not isinstance(trainer.train_dataloader, Batches):
-            self._counted += len(batch[1]) if isinstance(batch, list | tuple) else 0
-
     def _count_images(self, trainer: Trainer) -> None:
-        loader: Any = trainer.train_dataloader
-        done = loader.done if isinstance(loader, Batches) else self._counted
-        self.images_seen = self._images_before + done * trainer.world_size
+        """None are counted of a loader that is not ours."""
+        if isinstance(trainer.train_dataloader, Batches):
+            self.images_seen = self._images_before + trainer.train_dataloader.done * trainer.world_size
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The untrained network, which Lightning keeps to itself."""
@@ -85,8 +78,7 @@ class Record(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
-            if trainer.train_dataloader is not None:
-                self._count_images(trainer)
+            self._count_images(trainer)
             self._log_axes(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -101,8 +93,7 @@ class Record(Callback):
         self.train_seconds = perf_counter() - self._started
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if trainer.train_dataloader is not None:  # else it is before the training, as of the learning rate finder
-            self._count_images(trainer)
+        self._count_images(trainer)
         for logger in trainer.loggers:
             logger.save()  # the record goes at least as far as the checkpoint
         now = perf_counter()

@@ -64,15 +64,15 @@ class DigitClassifier(LightningModule):
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:  # -> (B, 10) logits
-        images, labels = batch
-        logits = self(images)
-        self.val_scores.update(logits, labels)
-        return logits
+        return self._evaluate(batch, self.val_scores)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:  # -> (B, 10) logits
+        return self._evaluate(batch, self.test_scores)
+
+    def _evaluate(self, batch: Batch, scores: Scores) -> Tensor:
         images, labels = batch
         logits = self(images)
-        self.test_scores.update(logits, labels)
+        scores.update(logits, labels)
         return logits
 
     def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> Tensor:  # -> (B, 10) probabilities
