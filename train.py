@@ -69,7 +69,7 @@ def run(
     scores = checkpoint.read(best).get("metrics", {}) if best else {}
     loggers.log_best(trainer, scores)
     trainer.test(model, datamodule=data, ckpt_path=best, verbose=False, weights_only=True)
-    result = summary.conclude(trainer, facts, best, scores)
+    result = summary.results(trainer, facts, best, scores)
     if trainer.is_global_zero:
         summary.write_json(trainer.default_root_dir, result)
         log.info("%s", summary.table(result, trainer))

@@ -67,7 +67,7 @@ class Best(ModelCheckpoint):
 
 
 class Last(Checkpoint):
-    """`last.ckpt`: where to resume from. Written after each epoch, when a signal asks to stop, and as often as is said.
+    """`last.ckpt`: where to resume from. Written after each epoch, at a signal, and as often as is set.
 
     Never between the last batch before a validation and that validation's end: whoever resumed there would have to
     validate first. A signal is acted upon after the batch under way, or after the validation.

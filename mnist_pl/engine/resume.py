@@ -22,7 +22,7 @@ class ExactResume(Callback):
     """Keeps in a checkpoint what the rest of an epoch depends on beside the weights; puts it back before training.
 
     The position in the epoch, the random numbers' state, and the training scores so far, of the first process. What
-    was set anew for this run wins over the checkpoint's: optimiser settings, and the length of a schedule.
+    is set for this run wins over the checkpoint's: optimiser settings, and the length of a schedule.
     """
 
     every_n_steps = None
@@ -105,7 +105,7 @@ def _take_new_settings(model: DigitClassifier, checkpoint: dict[str, Any]) -> No
     before = checkpoint["hyper_parameters"].get("optimizer") or {}
     now = model.hparams["optimizer"] or {}
     changed = {name: value for name, value in now.items() if before.get(name) != value}
-    factor = model.lr / before.get("lr", model.lr)  # of all rates, for a schedule goes on at its place
+    factor = model.lr / before.get("lr", model.lr)  # of all rates, for a schedule continues at its place
     for state in checkpoint["optimizer_states"]:
         for group in state["param_groups"]:
             group.update({name: value for name, value in changed.items() if name in group and name != "lr"})

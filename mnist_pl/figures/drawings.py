@@ -150,8 +150,8 @@ class PRCurves(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and answers is not None:
                 for digit in range(CLASSES):
-                    truth, said = answers.labels == digit, answers.probabilities[:, digit]
-                    logger.experiment.add_pr_curve(f"digit/{digit}", truth, said, trainer.global_step)
+                    truth, probability = answers.labels == digit, answers.probabilities[:, digit]
+                    logger.experiment.add_pr_curve(f"digit/{digit}", truth, probability, trainer.global_step)
 
 
 class Projector(Callback):

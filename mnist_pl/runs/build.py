@@ -50,7 +50,7 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
 
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-        logging.getLogger(name).handlers.clear()  # Hydra's shows and keeps what is said
+        logging.getLogger(name).handlers.clear()  # Hydra's prints and keeps the messages
     keep_freed_memory()
     # A help for debugging, and 2 % of a run:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -60,7 +60,7 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
         raise ValueError(f"resume={cfg.resume}: is read from the command line alone, and continues one run")
     seed_everything(cfg.seed, workers=True, verbose=False)
     with open_dict(cfg):
-        start_afresh(cfg)
+        reset_swapped_targets(cfg)
         if cfg.trainer.precision == "16-mixed" and OmegaConf.select(cfg, "optimizer.fused", default=False) is None:
             cfg.optimizer.fused = False  # whose scaled gradients cannot be clipped
     data = make(cfg.data, "data", _recursive_=False)
@@ -112,20 +112,20 @@ def _make_trainer(cfg: DictConfig, data: "MNISTDataModule") -> "Trainer":
     trainer = make(OmegaConf.create(settings), "trainer", **more)
     if trainer.world_size > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         raise ValueError(
-            f"trainer.devices={cfg.trainer.devices}: in a sweep (-m) each process would start the sweep anew; "
+            f"trainer.devices={cfg.trainer.devices}: in a sweep (-m) each process would start the sweep again; "
             "use one device a job, or run the jobs one by one"
         )
     return trainer
 
 
-def start_afresh(cfg: DictConfig) -> None:
-    """`GROUP._target_=Class` on the command line begins with that class's own defaults.
+def reset_swapped_targets(cfg: DictConfig) -> None:
+    """`GROUP._target_=Class` on the command line starts from that class's own defaults.
 
-    Of the settings of the option that was there before, those are kept that were said too, and those that refer to
-    other settings (`${seed}`), where the class has them.
+    Of the settings of the option that was there before, those are kept that the command line overrides too, and those
+    that refer to other settings (`${seed}`), where the class has them.
     """
-    said = {word.partition("=")[0].lstrip("+~") for word in HydraConfig.get().overrides.task}
-    for group in [key.removesuffix("._target_") for key in said if key.endswith("._target_")]:
+    overridden = {override.partition("=")[0].lstrip("+~") for override in HydraConfig.get().overrides.task}
+    for group in [key.removesuffix("._target_") for key in overridden if key.endswith("._target_")]:
         node = OmegaConf.select(cfg, group)
         if not isinstance(node, DictConfig):
             continue
@@ -133,7 +133,8 @@ def start_afresh(cfg: DictConfig) -> None:
             known = _parameters(get_object(node._target_))
         for key in [key for key in map(str, node) if key != "_target_"]:
             refers = OmegaConf.is_interpolation(node, key) and (known is None or key in known)
-            if not refers and not any(word == f"{group}.{key}" or word.startswith(f"{group}.{key}.") for word in said):
+            path = f"{group}.{key}"
+            if not refers and not any(one == path or one.startswith(path + ".") for one in overridden):
                 del node[key]
         if group == "optimizer" and "lr" not in node:
             default = inspect.signature(get_object(node._target_)).parameters.get("lr")

@@ -14,13 +14,13 @@ UNLABELLED = ("lr", "dataset", "data_dir", "mirrors", "fallback", "accelerator",
 
 
 def label(cfg: Any) -> str:
-    """The run in a few words, for lists of runs: what was chosen, and what else was said on the command line."""
+    """The run in a few words, for lists of runs: what was chosen, and what else the command line overrides."""
     hydra = HydraConfig.get()
     choices = hydra.runtime.choices
     parts = [cfg.data.dataset, choices.get("experiment") or f"{choices['model']}-{choices['optimizer']}"]
     parts.append(f"lr{cfg.optimizer.lr:g}")
-    for word in hydra.overrides.task:
-        key, _, value = word.partition("=")
+    for override in hydra.overrides.task:
+        key, _, value = override.partition("=")
         group, _, setting = key.lstrip("+~").partition(".")
         if group == "scheduler" and not setting:
             parts.append(value)

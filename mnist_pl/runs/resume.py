@@ -1,8 +1,8 @@
-"""`resume=` and `ckpt_path=`: how a run goes on from a checkpoint, from the command line to Lightning's `fit`.
+"""`resume=` and `ckpt_path=`: how a run continues from a checkpoint, from the command line to Lightning's `fit`.
 
-1. `expand_resume` turns `resume=RUN` into the words that the run was started with, before Hydra reads them.
+1. `expand_resume` turns `resume=RUN` into the overrides that the run was started with, before Hydra reads them.
 2. `find_start` finds the checkpoint, and refuses one that does not fit, before anything is done.
-3. `remember` writes the words that were added into the run's folder, once all was checked.
+3. `remember` writes the overrides that were added into the run's folder, once all was checked.
 The rest is Lightning's, with `engine/resume.py` for the exact bits.
 """
 
@@ -22,42 +22,42 @@ if TYPE_CHECKING:
     from mnist_pl.models import DigitClassifier
 
 
-def expand_resume(words: list[str]) -> list[str]:
-    """The words of a command line in which `resume=RUN` stands for all that the run was started with.
+def expand_resume(arguments: list[str]) -> list[str]:
+    """A command line's arguments in which `resume=RUN` stands for all overrides that the run was started with.
 
-    The other words win over the run's own. Ends the program where there is nothing left to do.
+    The other arguments win over the run's own. Ends the program where there is nothing left to do.
 
     Raises:
         ValueError: there is no such run, or it is a sweep that is asked for.
     """
-    more = [word for word in words if not word.startswith("resume=")]
-    runs = [word.partition("=")[2].strip("'\"") for word in words if word.startswith("resume=")]
+    more = [argument for argument in arguments if not argument.startswith("resume=")]
+    runs = [argument.partition("=")[2].strip("'\"") for argument in arguments if argument.startswith("resume=")]
     if not runs or runs[-1] in ("", "null"):
-        return words
-    if {"-m", "--multirun"} & set(words):
+        return arguments
+    if {"-m", "--multirun"} & set(arguments):
         raise ValueError(f"resume={runs[-1]}: continues one run; leave out -m")
     folder = Path(runs[-1])
     if runs[-1] == "last":
         folder = find(None, "last.ckpt").parent.parent
-    overrides = folder / ".hydra" / "overrides.yaml"
-    if not overrides.is_file() or not overrides.stat().st_size:
+    path = folder / ".hydra" / "overrides.yaml"
+    if not path.is_file() or not path.stat().st_size:
         raise ValueError(
-            f"resume={runs[-1]}: {overrides} tells how a run was started, and is "
-            f"{'empty' if overrides.is_file() else 'not there'}; name a run folder, or say resume=last for the newest"
+            f"resume={runs[-1]}: {path} tells how a run was started, and is "
+            f"{'empty' if path.is_file() else 'not there'}; name a run folder, or say resume=last for the newest"
         )
     if (folder / "summary.json").exists() and not more:
-        print(f"{folder} is finished; to train it further, say for instance trainer.max_epochs=10 too")
+        print(f"{folder} is finished; to train it further, add for instance trainer.max_epochs=10")
         sys.exit()
-    said = {_key(word): word for word in map(str, OmegaConf.load(overrides)) if _key(word) != "sweep"}
-    said |= {_key(word): word for word in more}
+    overrides = {_key(override): override for override in map(str, OmegaConf.load(path)) if _key(override) != "sweep"}
+    overrides |= {_key(override): override for override in more}
     checkpoint = existing_checkpoint(folder)
-    if checkpoint is not None:  # else it was killed before its first checkpoint, and begins anew
-        said["ckpt_path"] = f"ckpt_path={_quote(checkpoint)}"
-    return [*said.values(), f"hydra.run.dir={_quote(folder)}", "hydra.output_subdir=null"]
+    if checkpoint is not None:  # else it was killed before its first checkpoint, and starts again
+        overrides["ckpt_path"] = f"ckpt_path={_quote(checkpoint)}"
+    return [*overrides.values(), f"hydra.run.dir={_quote(folder)}", "hydra.output_subdir=null"]
 
 
-def _key(word: str) -> str:
-    return word.partition("=")[0].lstrip("+~")
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
 
 
 def _quote(path: Path) -> str:
@@ -101,8 +101,8 @@ def remember(cfg: DictConfig) -> None:
     """Brings .hydra up to date in a folder whose run is resumed, where Hydra itself would risk what is there."""
     folder = Path(HydraConfig.get().runtime.output_dir, ".hydra")
     if HydraConfig.get().output_subdir is None and folder.exists():
-        said = OmegaConf.to_yaml(HydraConfig.get().overrides.task)
-        for name, text in (("config.yaml", OmegaConf.to_yaml(cfg)), ("overrides.yaml", said)):
+        overrides = OmegaConf.to_yaml(HydraConfig.get().overrides.task)
+        for name, text in (("config.yaml", OmegaConf.to_yaml(cfg)), ("overrides.yaml", overrides)):
             write(folder / name, text.encode())
 
 

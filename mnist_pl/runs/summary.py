@@ -52,7 +52,7 @@ def header(trainer: Trainer, data: MNISTDataModule, facts: dict[str, Any]) -> st
     return "\n".join(wrap(f"{name:10}{text}", break_on_hyphens=False) for name, text in lines.items()) + "\n"
 
 
-def conclude(
+def results(
     trainer: Trainer, facts: dict[str, Any], best: Path | None, best_scores: dict[str, float]
 ) -> dict[str, Any]:
     """summary.json, one flat object: `facts`, and what came out."""

@@ -21,7 +21,7 @@ FAILED = "error.txt"  # in a job's folder: what stopped it
 
 
 class Report(Callback):
-    """Lets a sweep go on when a job fails; at its end, one table, the failed jobs, and an exit code that tells.
+    """Lets a sweep continue when a job fails; at its end, one table, the failed jobs, and an exit code that tells.
 
     A job may have run in another process (with another launcher), so its failure is told by a file in its folder.
     """
@@ -66,10 +66,10 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def choice(run: Path) -> str:
-    """What was said on a run's command line, but for the seed."""
-    overrides = run / ".hydra" / "overrides.yaml"
-    said = [str(word) for word in OmegaConf.load(overrides)] if overrides.exists() else []
-    return " ".join(word for word in said if not word.startswith(NO_CHOICE)) or "default"
+    """What a run's command line overrode, but for the seed."""
+    path = run / ".hydra" / "overrides.yaml"
+    overrides = [str(override) for override in OmegaConf.load(path)] if path.exists() else []
+    return " ".join(override for override in overrides if not override.startswith(NO_CHOICE)) or "default"
 
 
 def table(runs: list[dict[str, Any]]) -> list[str]:
