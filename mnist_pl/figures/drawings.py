@@ -79,7 +79,7 @@ class Curves(Drawing):
     name = "curves"
 
     def draw(self, run: Run) -> "Figure | None":
-        rows = plots.rows(run.folder / "metrics.csv")
+        rows = [row for row in plots.rows(run.folder / "metrics.csv") if "images" in row]  # Record counts them
         if not any("val/loss" in row or "train/loss" in row for row in rows):
             return None
         held_out = "test" if run.data.hparams["validate_on_test"] else "validation"

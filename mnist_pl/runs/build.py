@@ -104,6 +104,11 @@ def _make_trainer(cfg: DictConfig, data: "MNISTDataModule") -> "Trainer":
         for callback in callbacks:
             if isinstance(callback, Best):
                 callback.monitor = None
+    if settings["limit_val_batches"] == 0 and str((cfg.scheduler or {}).get("monitor")).startswith("val/"):
+        raise ValueError(
+            f"scheduler.monitor={cfg.scheduler.monitor}: there is no validation (data.val_size={cfg.data.val_size}); "
+            "say scheduler.monitor=train/loss, or hold images out"
+        )
     plugins = list(cfg.trainer.plugins or [])
     plugins.append(DurableIO())
     strategy = cfg.trainer.strategy
