@@ -50,6 +50,17 @@ class Best(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         self.continued = None  # what is loaded from here on, is to be tested
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.monitor is None or self.monitor in trainer.callback_metrics:  # else it was not validated yet
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Where the training ended before the first validation, the last weights."""
+        super().on_train_end(trainer, pl_module)
+        if not self.best_model_path and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.best_model_path = str(Path(str(self.dirpath), "best.ckpt"))
+            trainer.save_checkpoint(self.best_model_path)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """A run that continues another in a folder of its own takes the other's best along, until it does better."""
         if self.continued is None or self.dirpath is None or state_dict["monitor"] != self.monitor:

@@ -4,12 +4,14 @@ Buys: with Lightning alone, a run that is resumed draws other random numbers and
 Without it: delete `resume: ` in conf/callbacks/minimal.yaml.
 """
 
+import warnings
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
+from torch.optim.lr_scheduler import OneCycleLR
 
 from mnist_pl.data import Batches
 from mnist_pl.models import DigitClassifier
@@ -37,6 +39,7 @@ class ExactResume(Callback):
             "random": torch.get_rng_state(),
             "random_device": _get_device_state(pl_module.device),
             "loader": loader.state_dict() if isinstance(loader, Batches) else None,
+            "plateau": [_due_score(trainer, config) for config in trainer.lr_scheduler_configs],
         }
         if isinstance(pl_module, DigitClassifier):
             scores = pl_module.train_scores
@@ -58,12 +61,15 @@ class ExactResume(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.resumed is not None:
             self._restore(trainer, pl_module, self.resumed)
+            for config, score in zip(trainer.lr_scheduler_configs, self.resumed.get("plateau", []), strict=False):
+                if score is not None:
+                    config.scheduler.step(score)
             self.resumed = None
         for config, lengths in zip(trainer.lr_scheduler_configs, self.lengths, strict=False):
             scheduler: Any = config.scheduler
             longer = any(getattr(scheduler, name) != value for name, value in lengths.items())
-            if longer and hasattr(scheduler, "_get_closed_form_lr"):  # else each rate is computed from the one before
-                for group, rate in zip(scheduler.optimizer.param_groups, scheduler._get_closed_form_lr(), strict=True):
+            if longer:
+                for group, rate in zip(scheduler.optimizer.param_groups, _rates(scheduler), strict=True):
                     group["lr"] = rate
         self.lengths = []
 
@@ -81,6 +87,24 @@ class ExactResume(Callback):
             for name, metric in _named(scores).items():
                 metric.merge_state({key: value.to(pl_module.device) for key, value in state["scores"][name].items()})
                 metric._update_count = 1  # else torchmetrics takes it for unused
+
+
+def _due_score(trainer: Trainer, config: Any) -> float | None:
+    """What a plateau schedule is given after a checkpoint at an epoch's end; Lightning leaves that out on resuming."""
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    due = epochs.processed > epochs.completed and epochs.processed % config.frequency == 0
+    score = trainer.callback_metrics.get(config.monitor) if config.reduce_on_plateau and due else None
+    return None if score is None or config.interval != "epoch" else float(score)
+
+
+def _rates(scheduler: Any) -> list[Any]:
+    """Those of its present step, where they do not depend on the step before; else what they are."""
+    if hasattr(scheduler, "_get_closed_form_lr"):
+        return scheduler._get_closed_form_lr()
+    if isinstance(scheduler, OneCycleLR):
+        with warnings.catch_warnings(action="ignore"):  # PyTorch's, for whoever means get_last_lr
+            return scheduler.get_lr()
+    return [group["lr"] for group in scheduler.optimizer.param_groups]
 
 
 def _named(scores: Any) -> dict[str, Any]:

@@ -122,7 +122,7 @@ class DigitClassifier(LightningModule):
             raise ValueError(f"optimizer.lr must be a positive number, got {rate!r}")
         if settings.get("fused", False) is None:  # the same arithmetic in one pass: a fifth of an epoch of Adam
             settings["fused"] = self.device.type in ("cpu", "cuda")
-        return instantiate(settings, params=self.parameters())
+        return instantiate(settings, params=self.parameters(), _convert_="all")
 
     def make_scheduler(self, optimizer: Optimizer, all_steps: float) -> LRScheduler:
         """Raises TypeError or ValueError where a setting of `scheduler` is not one of its class, or out of range."""
@@ -131,7 +131,7 @@ class DigitClassifier(LightningModule):
         settings = {
             name: words.get(value, value) if isinstance(value, str) else value for name, value in settings.items()
         }
-        return instantiate(settings, optimizer=optimizer)
+        return instantiate(settings, optimizer=optimizer, _convert_="all")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["model"] = type(self).__name__  # so that the file alone is enough to rebuild the network

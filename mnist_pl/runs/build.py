@@ -44,6 +44,7 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
         warnings.filterwarnings("ignore", message=message)
     import torch
     from lightning import seed_everything
+    from torch.optim.lr_scheduler import ReduceLROnPlateau
 
     from mnist_pl.engine.memory import keep_freed_memory
     from mnist_pl.models.classifier import HOW
@@ -69,7 +70,8 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
         optimizer = model.make_optimizer()
     if cfg.scheduler:
         with _named("scheduler", cfg.scheduler, extra=HOW):
-            model.make_scheduler(optimizer, 1000)  # as good as any number, to see that it can be made
+            scheduler: Any = model.make_scheduler(optimizer, 1000)  # as good as any number, to see that it works
+            scheduler.step(*([1.0] if isinstance(scheduler, ReduceLROnPlateau) else []))
     return data, model, _make_trainer(cfg, data)
 
 

@@ -6,6 +6,8 @@ import statistics
 import sys
 import traceback
 from collections import defaultdict
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,8 @@ class Report(Callback):
 
 def _error_of(job: JobReturn) -> Exception:
     try:
-        _ = job.return_value  # raises what the job raised
+        with redirect_stderr(StringIO()):  # where Hydra would repeat the overrides
+            _ = job.return_value  # raises what the job raised
     except Exception as error:
         return error
     return RuntimeError("it ended without a result")
