@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Run, one_line
+import torch
+from conftest import ROOT, Run, Train, one_line
 
 
 @pytest.mark.parametrize(
@@ -26,45 +27,71 @@ from conftest import ROOT, Run, one_line
         ("+data.batch_sise=3", ["data.batch_sise", "did you mean batch_size"]),
         ("data.dataset=emnist", ["data.dataset", "'emnist'", "kmnist"]),
         ("data.fallback=cifar", ["data.fallback", "digits", "'cifar'"]),
+        ("data.mirrors=[nonsense]", ["data.mirrors", "nonsense", "addresses"]),
         ("data.augment={shift: -1}", ["data.augment.shift", "-1"]),
         ("data.augment={shear: 1}", ["data", "shear"]),
         ("model=mlp model.hidden=[0]", ["model.hidden", "0"]),
         ("model=mlp model.dropout=2", ["model", "dropout", "2"]),
         ("model.kernel_sizes=[3]", ["model.kernel_sizes", "[3]", "model.channels"]),
         ("model.kernel_sizes=[15,15]", ["model.kernel_sizes", "28x28"]),
+        ("model.label_smoothing=1", ["model.label_smoothing", "1"]),
         ("model._target_=mnist_pl.models.CNM", ["model", "CNM"]),
         ("+model.width=3", ["model.width", "no such setting"]),
+        ("scheduler=step scheduler.step_size=two", ["scheduler: ", "'str'"]),
+        ("+scheduler.gama=3", ["scheduler.gama", "no such setting"]),
         ("trainer.accelerator=gpu", ["trainer.accelerator=gpu", "no GPU", "trainer.accelerator=cpu"]),
         ("trainer.accelerator=abacus", ["trainer", "abacus"]),
         ("trainer.max_epochs=-5", ["trainer", "max_epochs", "-5"]),
         ("trainer.max_epoch=5", ["trainer.max_epoch", "did you mean max_epochs"]),
         ("trainer.precision=7", ["trainer", "7"]),
         ("callbacks.best.monitr=x", ["callbacks.best.monitr", "did you mean monitor"]),
+        ("callbacks.last.every_n_minutes=-1", ["callbacks.last.every_n_minutes", "positive", "-1"]),
         ("+callbacks.mine={a: 1}", ["callbacks.mine", "_target_"]),
         ("+logger.mine={_target_: builtins.dict}", ["logger.mine", "Logger"]),
         ("fit=false", ["fit=false", "ckpt_path"]),
         ("ckpt_path=nowhere", ["ckpt_path=nowhere", "no such file"]),
         ("ckpt_path=a=b.ckpt", ["ckpt_path=a=b.ckpt", "quote"]),
+        ("resume=outputs", ["resume=outputs", "command line"]),
     ],
 )
-def test_a_bad_setting(run: Run, tmp_path: Path, words: str, parts: list[str]) -> None:
+def test_a_bad_setting(
+    train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, parts: list[str]
+) -> None:
+    for kind in (torch.cuda, torch.mps):
+        monkeypatch.setattr(kind, "is_available", lambda: False)
     if "data=" not in words:
         words = f"data=digits {words}"
     # A value of several words, as a shell would pass it.
     split = [word.replace("~", " ") for word in words.replace(": ", ":~").split()]
-    line = one_line(run("train.py", *split))
+    with pytest.raises(SystemExit) as ended:
+        train_here(*split)
+    line = str(ended.value.code)
+    assert line.startswith("error: ") and "\n" not in line
     for part in parts:
         assert part in line, line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("data.batch_size=0", "data.batch_size must be a positive whole number, got 0"),
+        ("model=resnet", "model=resnet: there is no such option; there are cnn, mlp"),
+    ],
+)
+def test_a_program_ends_with_one_line(run: Run, tmp_path: Path, words: str, part: str) -> None:
+    assert part in one_line(run("train.py", "data=digits", words))
     assert not list(tmp_path.glob("**/*.ckpt")) and not list(tmp_path.glob("**/summary.json"))
 
 
-def test_a_preset_with_a_misspelt_key(run: Run, tmp_path: Path) -> None:
+def test_a_preset_with_a_misspelt_key(run: Run, train_here: Train, tmp_path: Path) -> None:
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     for name, body in {"root": "sede: 3", "nested": "data: {batch_sise: 3}"}.items():
         (tmp_path / "conf" / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\n{body}\n")
     more = f"hydra.searchpath=[file://{tmp_path}/conf]"
     assert "sede" in one_line(run("train.py", more, "experiment=root"))
-    assert "did you mean batch_size" in one_line(run("train.py", more, "experiment=nested"))
+    with pytest.raises(SystemExit, match=r"^error: .*did you mean batch_size"):
+        train_here(more, "experiment=nested")
 
 
 @pytest.mark.parametrize("words", [["train.py", "--help"], ["train.py", "--cfg", "job"], ["predict.py", "--help"]])

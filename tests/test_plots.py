@@ -1,32 +1,42 @@
-"""Pictures are drawn, and show what they say."""
+"""Pictures are drawn, and show what they should."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import Run, one_line
 from PIL import Image
 
-from mnist_pl import plots
+from mnist_pl.data import to_float
+from mnist_pl.data.digits import embedded_digits
+from mnist_pl.figures import plots
+from mnist_pl.reading.checkpoint import load_model
 
 
 def test_the_sample_grid_command(run: Run, tmp_path: Path) -> None:
     ended = run("mnist_pl/plots.py")
     assert ended.code == 0, ended.err
-    assert "images (64, 28, 28) torch.uint8 and labels (64,)" in ended.out
+    assert "digits: a batch is images (64, 1, 28, 28) torch.float32 and labels (64,)" in ended.out
     picture = np.asarray(Image.open(tmp_path / "samples.png").convert("L"))
     assert picture.min() < 50 and picture.mean() > 200
+    ended = run("mnist_pl/plots.py", "--help")
+    assert ended.code == 0 and "usage: python -m mnist_pl.plots" in ended.out
 
 
-def test_curves_show_training_as_a_line_and_epochs_as_dots() -> None:
+@pytest.mark.parametrize("suffix", ["_step", ""], ids=["steps", "epochs alone"])
+def test_curves_show_training_as_a_line_and_epochs_as_dots(suffix: str) -> None:
     rows = [{"images": 0, "val/loss": 2.3, "val/acc": 0.1}]
-    rows += [{"images": n * 1000, "train/loss": 1 / n, "train/acc": 1 - 1 / n} for n in range(1, 9)]
+    rows += [{"images": n * 1000, f"train/loss{suffix}": 1 / n, f"train/acc{suffix}": 1 - 1 / n} for n in range(1, 9)]
     rows += [{"images": 8000, "val/loss": 0.2, "val/acc": 0.9}]
+    if suffix:
+        rows += [{"images": 8000, "train/loss": 0.5, "train/acc": 0.8}]  # the epoch's means are not on the line
     figure = plots.curves(rows, "title")
     training, held_out = figure.axes[0].lines
     assert training.get_xdata().tolist() == list(range(1000, 9000, 1000)) and training.get_linestyle() == "-"
     assert held_out.get_xdata().tolist() == [0, 8000] and held_out.get_marker() == "o"
     assert held_out.get_linestyle() == "None"
+    assert training.get_ydata().tolist() == [1 / n for n in range(1, 9)]
     assert figure.axes[0].get_xlabel() == "training examples seen"
 
 
@@ -70,7 +80,8 @@ def test_confusion_counts_truth_in_rows_and_answers_in_columns() -> None:
 
 def test_calibration_shows_the_share_of_right_answers() -> None:
     confidences, right = np.array([0.55, 0.58, 0.99, 0.99]), np.array([True, False, True, True])
-    figure = plots.calibration(confidences, right, 10, 0.02, "title")
+    figure = plots.calibration(confidences, right, 10, "title")
+    assert figure.get_suptitle() == "title: expected calibration error 3.75%"  # half of 0.065 and half of 0.01
     points = figure.axes[0].containers[0].lines[0]
     assert points.get_xdata().tolist() == pytest.approx([0.565, 0.99]) and points.get_ydata().tolist() == [0.5, 1.0]
     assert [bar.get_height() for bar in figure.axes[1].patches if bar.get_height()] == [2, 2]
@@ -97,3 +108,19 @@ def test_half_as_many_wrong_answers_are_the_same_distance_everywhere() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()][-2:] == ["99 %", "100 %"]
     perfect = plots.curves([{"images": 0, "val/acc": 1.0}, {"images": 100, "val/acc": 1.0, "val/loss": 1e-9}], "title")
     perfect.draw_without_rendering()
+
+
+def test_the_figures_of_the_test_are_those_of_its_answers(trained: Path) -> None:
+    """Calibration error and accuracy of each digit, counted here from the checkpoint that was tested."""
+    model, _ = load_model(trained / "checkpoints" / "best.ckpt")
+    _, (images, labels) = embedded_digits()
+    with torch.inference_mode():
+        confidences, guesses = model(to_float(images)).softmax(dim=1).max(dim=1)
+    right = (guesses == labels).double()
+    (row,) = [row for row in plots.rows(trained / "metrics.csv") if "test/acc" in row]
+    assert row["test/acc"] == pytest.approx(float(right.mean()))
+    for digit in range(10):
+        assert row[f"vs_digit/acc_{digit}"] == pytest.approx(float(right[labels == digit].mean()))
+    bins = (confidences * 15).ceil()
+    error = sum(abs(float((confidences - right)[bins == number].sum())) for number in range(16)) / 300
+    assert row["test/calibration_error"] == pytest.approx(error, abs=1e-5)

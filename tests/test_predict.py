@@ -1,7 +1,9 @@
 """predict.py as a user runs it."""
 
 import csv
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,11 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Run, one_line
+from conftest import ROOT, Run, Train, one_line
 from PIL import Image
 from test_pictures import STRANGERS, Record, hostile
 
-from mnist_pl import data, pictures
+from mnist_pl.data.digits import embedded_digits
+from mnist_pl.reading.checkpoint import load_model
+from mnist_pl.reading.pictures import find_pictures
+from mnist_pl.runs.folders import find
+from mnist_pl.storage import printable
 
 
 @pytest.fixture
@@ -21,7 +27,7 @@ def drawn(tmp_path: Path) -> Path:
     """Twenty embedded test digits as a person would hand them in: large, dark on white, off-centre."""
     folder = tmp_path / "my digits"
     (folder / "more").mkdir(parents=True)
-    _, (images, labels) = data.embedded_digits()
+    _, (images, labels) = embedded_digits()
     for index, (image, label) in enumerate(zip(images[:20].numpy(), labels[:20].tolist(), strict=True)):
         page = Image.new("L", (400, 300), 250)
         page.paste(Image.fromarray(255 - image).resize((140, 140)), (200, 40 + index))
@@ -34,9 +40,12 @@ def test_the_newest_run_scores_the_test_images(run: Run, trained: Path, tmp_path
     shutil.copytree(trained, tmp_path / "outputs" / "run")
     ended = run("predict.py", "seed=1", "hydra.run.dir=out")
     assert ended.code == 0, ended.err
-    assert "digits: 29" in ended.out or "digits: 300" in ended.out or "digits: 28" in ended.out
+    accuracy = json.loads((trained / "summary.json").read_text())["test/acc"]
+    assert f"digits: {round(300 * accuracy)} of 300 test images right, {accuracy:.2%}" in ended.out
+    assert len(re.findall(r"^ +\d+ +\d +\d +[\d.]+%$", ended.out, re.MULTILINE)) == 20
     assert (tmp_path / "out" / "test_images.png").exists()
-    assert run("predict.py", "seed=1").out.splitlines()[:-1] == ended.out.splitlines()[:-1]
+    again, other = (run("predict.py", *words, "hydra.run.dir=out").out for words in (["seed=1"], []))
+    assert again == ended.out and other != ended.out
 
 
 def test_a_folder_of_pictures_is_answered(run: Run, trained: Path, drawn: Path, tmp_path: Path) -> None:
@@ -56,60 +65,96 @@ def test_a_picture_alone_is_answered(run: Run, trained: Path, drawn: Path) -> No
     assert ended.code == 0 and f"{picture}  " in ended.out
 
 
+# predict.py where the terminal has no letters but ASCII's.
+IN_ASCII = """
+import runpy, sys
+for stream in (sys.stdout, sys.stderr):
+    stream.reconfigure(encoding="ascii")
+runpy.run_path({!r}, run_name="__main__")
+"""
+
+
 @pytest.mark.promise(STRANGERS, "the same to predict.py")
-def test_a_strangers_folder_is_answered(trained: Path, tmp_path: Path, record_property: Record) -> None:
+@pytest.mark.parametrize("own_python", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_a_strangers_folder_is_answered(
+    run: Run, trained: Path, tmp_path: Path, record_property: Record, own_python: bool
+) -> None:
     folder = tmp_path / "theirs"
     folder.mkdir()
-    said = hostile(folder)
-    answered = {str(folder / name) for name, reason in said.items() if not reason}
-    words = [sys.executable, ROOT / "predict.py", f"ckpt_path={trained}", f"input='{folder}'", "hydra.run.dir=out"]
-    ascii_alone = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
-    ended = subprocess.run(words, capture_output=True, cwd=tmp_path, env=ascii_alone, timeout=120)
-    assert ended.returncode == 1
-    assert all(32 <= byte < 127 for byte in (ended.stdout + ended.stderr).replace(b"\n", b""))
-    lines = ended.stderr.decode().splitlines()
-    assert len(lines) == len(said) - len(answered) and all(line.startswith(f"error: {folder}/") for line in lines)
-    assert len(ended.stdout.splitlines()) == len(answered) + 3
+    reasons = hostile(folder)
+    answered = {str(folder / name) for name, reason in reasons.items() if not reason}
+    words = [f"ckpt_path={trained}", f"input='{folder}'", "hydra.run.dir=out"]
+    if own_python:
+        command = [sys.executable, ROOT / "predict.py", *words]
+        ascii_alone = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+        ended = subprocess.run(command, capture_output=True, cwd=tmp_path, env=ascii_alone, timeout=120)
+        code, out, err = ended.returncode, ended.stdout, ended.stderr
+    else:
+        (tmp_path / "in_ascii.py").write_text(IN_ASCII.format(str(ROOT / "predict.py")))
+        code, *texts = run(str(tmp_path / "in_ascii.py"), *words)
+        out, err = (text.encode() for text in texts)
+    assert code == 1
+    assert all(32 <= byte < 127 for byte in (out + err).replace(b"\n", b""))
+    lines = err.decode().splitlines()
+    assert len(lines) == len(reasons) - len(answered) and all(line.startswith(f"error: {folder}/") for line in lines)
+    assert len(out.splitlines()) == len(answered) + 3
     with open(tmp_path / "out" / "predictions.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
         assert {row["file"] for row in csv.DictReader(file)} == answered
     with Image.open(tmp_path / "out" / "seen.png") as sheet:
         assert sheet.width == 600 and sheet.height > 300  # three rows
-    record_property("tried", len(said))
+    record_property("tried", len(reasons))
 
 
 @pytest.mark.promise(STRANGERS, "the same to predict.py")
 @pytest.mark.parametrize("name", ["fifo.png", "zero.png", "bad\nerror: name\x1b[2J.png", "absent\x1b[2J.png"])
 def test_a_strangers_picture_is_refused(run: Run, trained: Path, tmp_path: Path, name: str) -> None:
-    hostile(tmp_path)
+    os.mkfifo(tmp_path / "fifo.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "bad\nerror: name\x1b[2J.png").touch()
     line = one_line(run("predict.py", f"ckpt_path={trained}", f"input='{tmp_path / name}'"))
-    assert pictures.printable(name) in line and line.isprintable()
+    assert printable(name) in line and line.isprintable()
 
 
-def test_bad_input(run: Run, trained: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    torch.save({"weights": torch.zeros(1)}, tmp_path / "other.ckpt")
-    (tmp_path / "text.ckpt").write_text("hello")
+def test_bad_input(run: Run, tmp_path: Path) -> None:
     assert "run train.py first" in one_line(run("predict.py"))
-    assert "input=empty: the folder holds no picture" in one_line(
-        run("predict.py", f"ckpt_path={trained}", "input=empty")
-    )
-    assert "input=none.png" in one_line(run("predict.py", f"ckpt_path={trained}", "input=none.png"))
-    assert "ckpt_path=empty: the folder holds no" in one_line(run("predict.py", "ckpt_path=empty"))
-    assert "text.ckpt: not a checkpoint that can be read" in one_line(run("predict.py", "ckpt_path=text.ckpt"))
-    assert "other.ckpt: not a checkpoint of this project" in one_line(run("predict.py", "ckpt_path=other.ckpt"))
     assert "inptu" in one_line(run("predict.py", "inptu=x"))
+    empty, text, other = tmp_path / "empty", tmp_path / "text.ckpt", tmp_path / "other.ckpt"
+    empty.mkdir()
+    text.write_text("hello")
+    torch.save({"weights": torch.zeros(1)}, other)
+    with pytest.raises(ValueError, match="input=.*empty: the folder holds no picture"):
+        find_pictures(empty)
+    with pytest.raises(ValueError, match="ckpt_path=.*empty: the folder holds no"):
+        find(empty, "best.ckpt")
+    with pytest.raises(ValueError, match="text.ckpt: not a checkpoint that can be read"):
+        load_model(text)
+    with pytest.raises(ValueError, match="other.ckpt: not a checkpoint of this project"):
+        load_model(other)
 
 
-def test_training_refuses_a_checkpoint_of_another_network(run: Run, trained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "checkpoint", "reason"),
+    [
+        (["model=mlp"], None, "holds the network CNN and model is MLP; choose the model="),
+        (["model.hidden=[7]"], None, r"has the shape \(.*\) in it and \(7.*; give the model.* settings"),
+        ([], "text.ckpt", "ckpt_path=text.ckpt: not a checkpoint that can be read"),
+    ],
+    ids=["other network", "other shape", "no checkpoint"],
+)
+def test_training_refuses_a_checkpoint_that_does_not_fit(
+    train_here: Train, trained: Path, tmp_path: Path, words: list[str], checkpoint: str | None, reason: str
+) -> None:
     (tmp_path / "text.ckpt").write_text("hello")
-    line = one_line(run("train.py", "data=digits", "model=mlp", f"ckpt_path={trained}"))
-    assert "holds the network CNN" in line and "model=cnn" in line
-    line = one_line(run("train.py", "data=digits", "model.hidden=[7]", f"ckpt_path={trained}"))
-    assert "shape" in line and "model.*" in line
-    assert "text.ckpt" in one_line(run("train.py", "data=digits", "ckpt_path=text.ckpt"))
+    with pytest.raises(SystemExit, match=f"^error: .*{reason}") as caught:
+        train_here("data=digits", *words, f"ckpt_path={checkpoint or trained}")
+    assert "\n" not in str(caught.value)
 
 
-def test_a_run_folder_is_not_written_over(run: Run, trained: Path) -> None:
-    before = (trained / "checkpoints" / "last.ckpt").read_bytes()
-    assert "holds a run already" in one_line(run("train.py", "data=digits", f"hydra.run.dir={trained}"))
-    assert (trained / "checkpoints" / "last.ckpt").read_bytes() == before
+def test_a_run_folder_is_not_written_over(run: Run, trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "outputs" / "run"
+    shutil.copytree(trained, folder)
+    before = {path: path.read_bytes() for path in folder.glob("**/*") if path.is_file()}
+    line = one_line(run("train.py", "data=digits", "model=mlp", "hydra.run.dir=outputs/run"))
+    assert "holds an existing run" in line and "resume=outputs/run" in line
+    for path, content in before.items():
+        assert path.suffix == ".log" or path.read_bytes() == content, path
