@@ -18,5 +18,21 @@ from mnist_pl.figures.drawings import (
 )
 from mnist_pl.figures.progress import Progress
 
-__all__ = ["Best", "Calibration", "Confusion", "Curves", "Drawing", "ExactResume", "Filters", "GatherAnswers", "Last"]
-__all__ += ["Mistakes", "PRCurves", "Progress", "Projector", "Record", "Samples", "StopOnNaN"]
+__all__ = [
+    "Best",
+    "Calibration",
+    "Confusion",
+    "Curves",
+    "Drawing",
+    "ExactResume",
+    "Filters",
+    "GatherAnswers",
+    "Last",
+    "Mistakes",
+    "PRCurves",
+    "Progress",
+    "Projector",
+    "Record",
+    "Samples",
+    "StopOnNaN",
+]

@@ -120,7 +120,13 @@ class EachBatch(Callback):
 
 
 @pytest.mark.promise("a stopped run is resumed to the same bits", "signals at each kind of moment, then resume=")
-@pytest.mark.parametrize(("moment", "number"), list(zip(MOMENTS, cycle(STOPPING), strict=False)))
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        pytest.param(moment, number, marks=pytest.mark.long if ONE_BY_ONE in MOMENTS[moment] else [])
+        for moment, number in zip(MOMENTS, cycle(STOPPING), strict=False)
+    ],
+)
 def test_a_signal_stops_a_run_that_is_then_resumed(
     run: Run, tmp_path: Path, whole: Callable[..., Path], moment: str, number: int
 ) -> None:
@@ -167,6 +173,7 @@ def curve(folder: Path, name: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in events.Scalars(name)]
 
 
+@pytest.mark.long
 def test_more_or_fewer_batches_in_a_round_are_the_same_run(
     run: Run, tmp_path: Path, whole: Callable[..., Path]
 ) -> None:
@@ -242,7 +249,7 @@ def test_a_run_that_is_killed_at_random_moments_is_resumed(
     tmp_path: Path, whole: Callable[..., Path], record_property: Callable[[str, Any], None]
 ) -> None:
     words = ["trainer.max_epochs=8", "callbacks.last.every_n_train_steps=15"]
-    random, kills, wanted = Random(1), 0, int(os.environ.get("KILLS", "6"))
+    random, kills, wanted = Random(1), 0, int(os.environ.get("KILLS", "4"))
     while kills < wanted:
         folder = tmp_path / str(kills)
         folder.mkdir()
