@@ -1,5 +1,10 @@
 """A checkpoint and pictures (or the test images) in, answers out. `python predict.py --help`."""
 
+from mnist_pl.signals import end_on_signals
+
+if __name__ == "__main__":
+    end_on_signals()  # before the imports, which take their time
+
 import csv
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor

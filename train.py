@@ -1,19 +1,24 @@
 """Compose, build, fit, test the best checkpoint, return the validation accuracy. `python train.py --help`."""
 
+from mnist_pl.signals import advise, end_on_signals
+
+if __name__ == "__main__":
+    end_on_signals()  # before the imports, which take their time
+
 import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_pl.runs import config  # noqa: F401  # registers the schema
 from mnist_pl.runs.build import build
 from mnist_pl.runs.errors import one_line_errors, set_up_process
-from mnist_pl.runs.folders import label
-from mnist_pl.runs.resume import expand_resume, find_start, fit, remember
+from mnist_pl.runs.folders import label, said
+from mnist_pl.runs.resume import changes, expand_resume, find_start, fit, remember
+from mnist_pl.storage import short_path
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -29,12 +34,17 @@ def main(cfg: DictConfig) -> float | None:
     with one_line_errors():
         data, model, trainer = build(cfg)
         start = find_start(model, trainer, cfg.fit, cfg.ckpt_path)
-        remember(cfg)
+        changed = changes(cfg)
         data.prepare_data()
         data.setup("fit")
         if data.dataset != cfg.data.dataset:  # the fallback
             cfg.data.dataset = data.dataset
-        experiment = HydraConfig.get().runtime.choices.get("experiment")
+        if trainer.is_global_zero:
+            if cfg.resume is not None:
+                log.info("resumes %s, with %s", short_path(cfg.resume), ", ".join(changed) or "nothing changed")
+            remember(cfg)
+        advise(f"continue with resume={short_path(trainer.default_root_dir)}")
+        experiment = said(cfg.resume)[0].get("experiment")
         chosen = {"run": label(cfg), "experiment": experiment, "claim": cfg.claim, "seed": cfg.seed}
         return run(data, model, trainer, cfg.fit, start, chosen, OmegaConf.to_container(cfg, resolve=True))
 
@@ -65,7 +75,7 @@ def run(
     if training:
         fit(trainer, model, data, start, step)
         best = summary.best_checkpoint(trainer)
-    facts |= summary.speed(trainer) if training else {"train_seconds": 0.0, "images_per_second": None}
+    facts |= summary.course(trainer) if training else summary.course_before(trained)
     scores = checkpoint.read(best).get("metrics", {}) if best else {}
     loggers.log_best(trainer, scores)
     trainer.test(model, datamodule=data, ckpt_path=best, verbose=False, weights_only=True)
@@ -79,5 +89,5 @@ def run(
 if __name__ == "__main__":
     set_up_process()
     with one_line_errors():
-        sys.argv[1:] = expand_resume(sys.argv[1:])
+        sys.argv[1:] = expand_resume(sys.argv[1:], Path(__file__).with_name("conf"))
         main()

@@ -19,9 +19,11 @@ def write(path: Path, content: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except OSError as error:
+    except BaseException as error:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+        if not isinstance(error, OSError):  # a signal
+            raise
         reason = error.strerror or str(error)
         raise OSError(f"{path}: cannot be written ({reason}); what was there before is untouched") from error
     with suppress(OSError):  # the new name too; not every file system can (SMB, FUSE, Windows)

@@ -156,16 +156,22 @@ def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unchanged_process: 
     from omegaconf import open_dict
 
     from mnist_pl.data import EMBEDDED
-    from mnist_pl.runs import config  # noqa: F401  # registers the schema
+    from mnist_pl.runs.resume import expand_resume  # registers the schema
 
     monkeypatch.setitem(EMBEDDED, "digits", _digits)  # enlarged once
     monkeypatch.chdir(tmp_path)
 
     def composed(*words: str, folder: str = "run") -> "DictConfig":
+        name, resumed = "train", expand_resume(list(words), ROOT / "conf")
+        for word in resumed:
+            name = word.partition("--config-name=")[2] or name
+            folder = word.partition("hydra.run.dir=")[2].strip("'") or folder
         with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            cfg = hydra.compose("train", list(words), return_hydra_config=True)
+            words_left = [word for word in resumed if not word.startswith("--")]
+            cfg = hydra.compose(name, words_left, return_hydra_config=True)
         with open_dict(cfg):
             cfg.hydra.runtime.output_dir = str(tmp_path / folder)
+            cfg.hydra.job.config_name = name
         HydraConfig.instance().set_config(cfg)
         cfg = copy.deepcopy(cfg)  # as Hydra does for the program
         with open_dict(cfg):

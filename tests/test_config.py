@@ -51,7 +51,7 @@ from conftest import ROOT, Run, Train, one_line
         ("fit=false", ["fit=false", "ckpt_path"]),
         ("ckpt_path=nowhere", ["ckpt_path=nowhere", "no such file"]),
         ("ckpt_path=a=b.ckpt", ["ckpt_path=a=b.ckpt", "quote"]),
-        ("resume=outputs", ["resume=outputs", "command line"]),
+        ("resume=outputs", ["resume=outputs", "outputs/.hydra/overrides.yaml"]),
     ],
 )
 def test_a_bad_setting(

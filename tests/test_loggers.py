@@ -12,17 +12,6 @@ WORDS = ("train.py", "data=digits", "model=mlp", "trainer.max_epochs=2", "traine
 PICTURES = {"samples", "curves", "confusion", "mistakes", "calibration", "filters"}
 
 
-def test_a_record_made_again_takes_the_place_of_the_first(tmp_path: Path) -> None:
-    logger = MetricsCSV(str(tmp_path))
-    for step, values in ((1, {"a": 1.0}), (2, {"a": 2.0}), (2, {"b": 3.0})):
-        logger.log_metrics(values, step)
-    logger.save()
-    for values in ({"a": 2.0}, {"b": 4.0}):
-        logger.log_metrics(values, 2)
-    logger.save()
-    assert plots.rows(tmp_path / "metrics.csv") == [{"step": 1, "a": 1.0}, {"step": 2, "a": 2.0}, {"step": 2, "b": 4.0}]
-
-
 def test_a_record_is_resumed_where_a_killed_process_left_it(tmp_path: Path) -> None:
     logger = MetricsCSV(str(tmp_path))
     for step in (1, 2, 3):
@@ -31,7 +20,7 @@ def test_a_record_is_resumed_where_a_killed_process_left_it(tmp_path: Path) -> N
     with open(logger.path, "a") as file:
         file.write("4,2.")  # killed here
     resumed = MetricsCSV(str(tmp_path))
-    resumed.rewind(2)
+    resumed.rewind(2, within_epoch=False)
     resumed.log_metrics({"a": 9.0, "b": 1.0}, 3)
     resumed.finalize("success")
     expected = [{"step": 1, "a": 0.5}, {"step": 2, "a": 1.0}, {"step": 3, "a": 9.0, "b": 1.0}]

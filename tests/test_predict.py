@@ -153,8 +153,13 @@ def test_training_refuses_a_checkpoint_that_does_not_fit(
 def test_a_run_folder_is_not_written_over(run: Run, trained: Path, tmp_path: Path) -> None:
     folder = tmp_path / "outputs" / "run"
     shutil.copytree(trained, folder)
-    kept = [*folder.glob("checkpoints/*"), folder / "metrics.csv", folder / "summary.json"]
-    before = {path: path.read_bytes() for path in kept}
+    before = {path: path.read_bytes() for path in folder.glob("**/*") if path.is_file()}
+    for words in (["model=mlp"], ["fit=false", "ckpt_path=outputs/run"], ["optimizer.lr=-1"]):
+        assert run("train.py", "data=digits", *words, "hydra.run.dir=outputs/run").code == 1
     line = one_line(run("train.py", "data=digits", "model=mlp", "hydra.run.dir=outputs/run"))
     assert "holds an existing run" in line and "resume=outputs/run" in line
-    assert {path: path.read_bytes() for path in kept} == before
+    for words in (["optimizer=sgd", "trainer.max_epochs=9"], ["logger=csv"], ["trainer.max_epoch=9"]):
+        assert run("train.py", "resume=outputs/run", *words).code == 1
+    sweep = ["hydra.sweep.dir=outputs", "hydra.sweep.subdir=run", "seed=2"]
+    assert "outputs/0 failed" in run("train.py", "-m", "data=digits", "model=mlp", *sweep).err
+    assert {path: path.read_bytes() for path in folder.glob("**/*") if path.is_file()} == before

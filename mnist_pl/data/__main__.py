@@ -5,9 +5,11 @@ import logging
 import sys
 
 from mnist_pl.data.files import SOURCES, default_folder, fetch, read
+from mnist_pl.signals import end_on_signals
 
 
 def main() -> None:
+    end_on_signals()
     parser = argparse.ArgumentParser(prog="python -m mnist_pl.data", description=__doc__)
     parser.add_argument("dataset", nargs="?", default="mnist", help=f"one of {', '.join(SOURCES)} (default: mnist)")
     dataset = parser.parse_args().dataset

@@ -19,14 +19,13 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
+from mnist_pl.signals import STOPPING, end_at_once_next_time
 from mnist_pl.storage import remove_parts, short_path, write
 
 log = logging.getLogger(__name__)
-
-# Ctrl-C, `kill`, and what SLURM (#SBATCH --signal) and submitit send before a time limit. Windows has the first two.
-STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 
 
 class DurableIO(TorchCheckpointIO):
@@ -81,7 +80,8 @@ class Last(Checkpoint):
     """`last.ckpt`: where to resume from. Written after each epoch, at a signal, and as often as is set.
 
     Never between the last batch before a validation and that validation's end: whoever resumed there would have to
-    validate first. A signal is acted upon after the batch under way, or after the validation.
+    validate first. A signal is acted upon after the batch under way, or after the validation. Where the training ends
+    within an epoch (max_steps, max_time, EarlyStopping), it is written there, as at a signal.
 
     Args:
         every_n_train_steps: steps of the optimiser.
@@ -101,39 +101,59 @@ class Last(Checkpoint):
         self.path = Path(dirpath, "last.ckpt")
         self.every_n_steps, self.every_n_minutes = every_n_train_steps, every_n_minutes
         self.signal: int | None = None
+        self.stop_later = self.ended_within_epoch = False
         self.handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             remove_parts(self.path.parent)
         self.saved_step, self.saved_time = trainer.global_step, time.monotonic()
+        self.stop_later = self.ended_within_epoch = False
         if threading.current_thread() is threading.main_thread():
             self.handlers = {number: signal.signal(number, self._note) for number in STOPPING}
 
     def _note(self, number: int, frame: Any) -> None:
-        """A second one is not waited for."""
         self.signal = number
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        end_at_once_next_time()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         loop: Any = trainer.fit_loop.epoch_loop
-        done = loop.batch_progress.current.ready  # batches of this epoch
+        batches = loop.batch_progress.current.ready  # of this epoch
         interval: Any = trainer.val_check_batch
-        validation_is_next = trainer.is_last_batch or (interval is not None and done % interval == 0)
-        if validation_is_next or done % trainer.accumulate_grad_batches:  # incomplete gradients would be lost
+        counted = loop.total_batch_idx + 1 if trainer.check_val_every_n_epoch is None else batches
+        validation_is_next = trainer.is_last_batch or (interval is not None and counted % interval == 0)
+        if (
+            not trainer.is_last_batch and batches % trainer.accumulate_grad_batches
+        ):  # incomplete gradients would be lost
+            self.stop_later |= trainer.should_stop
+            trainer.should_stop = False
+            return
+        trainer.should_stop |= self.stop_later
+        self.stop_later = False
+        if validation_is_next:
             return
         step, minutes = trainer.global_step, (time.monotonic() - self.saved_time) / 60
         due = self.every_n_steps is not None and step % self.every_n_steps == 0 and step != self.saved_step
         if self.every_n_minutes is not None:
             due |= trainer.strategy.broadcast(minutes >= self.every_n_minutes)  # by the clock of the first process
+        if is_ending(trainer):
+            due = self.ended_within_epoch = True
+            loop._skip_next_val = True  # a run that is not stopped here does not validate here
         if due:
             self._save(trainer)
         self._stop_if_asked(trainer)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if training and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch and is_ending(trainer):
+            self.ended_within_epoch = True
+            self._save(trainer)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save(trainer)
+        if not self.ended_within_epoch:
+            self._save(trainer)
         self._stop_if_asked(trainer)
 
     def _save(self, trainer: Trainer) -> None:
@@ -158,3 +178,9 @@ class Last(Checkpoint):
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         self.handlers = {}
+
+
+def is_ending(trainer: Trainer) -> bool:
+    """Whether Lightning will end the training after this batch, or this validation."""
+    loop: Any = trainer.fit_loop
+    return 0 <= trainer.max_steps <= trainer.global_step or (trainer.should_stop and loop._can_stop_early)

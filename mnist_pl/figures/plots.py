@@ -1,6 +1,7 @@
 """Arrays and the rows of metrics.csv -> pictures: samples, curves, confusion, calibration, filters."""
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from mnist_pl.storage import write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -236,9 +239,10 @@ def _number(text: str) -> float:
 
 
 def save(picture: "Figure | Image.Image", path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
     if isinstance(picture, Image.Image):
-        picture.save(path)
+        picture.save(content, "PNG")
     else:
-        picture.savefig(path, dpi=120, metadata={"Software": None})
+        picture.savefig(content, dpi=120, metadata={"Software": None})
+    write(path, content.getbuffer())
     return path

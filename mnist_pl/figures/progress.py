@@ -77,12 +77,14 @@ class Progress(ProgressBar):
         self.bar.close()
         trained = pl_module.train_scores.compute() if isinstance(pl_module, DigitClassifier) else {}
         seconds = f"{perf_counter() - self.started:.1f}"
-        self._epoch(trainer, trainer.current_epoch + 1, {**self.validated, **trained}, seconds)
+        part = trainer.fit_loop.batch_idx + 1, trainer.num_training_batches
+        number = f"{trainer.current_epoch + part[0] / part[1]:.1f}" if part[0] < part[1] else trainer.current_epoch + 1
+        self._epoch(trainer, number, {**self.validated, **trained}, seconds)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.bar.close()
 
-    def _epoch(self, trainer: Trainer, number: int, scores: dict[str, Any], seconds: str = "") -> None:
+    def _epoch(self, trainer: Trainer, number: int | str, scores: dict[str, Any], seconds: str = "") -> None:
         last = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs}"
         cells = []
         for stage in ("train", "val"):

@@ -14,6 +14,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mnist_pl.runs.errors import suggest
+from mnist_pl.runs.folders import RESUMED
 from mnist_pl.storage import one_line
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if not 0 <= cfg.seed < 2**32:
         raise ValueError(f"seed must be a whole number from 0 to {2**32 - 1}, got {cfg.seed}")
-    if cfg.resume is not None:
+    if cfg.resume is not None and HydraConfig.get().job.config_name != RESUMED:
         raise ValueError(f"resume={cfg.resume}: is read from the command line alone, and continues one run")
     seed_everything(cfg.seed, workers=True, verbose=False)
     with open_dict(cfg):

@@ -4,7 +4,6 @@ import difflib
 import errno
 import logging
 import os
-import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator
@@ -41,8 +40,6 @@ def one_line_errors() -> Iterator[None]:
     """
     try:
         yield
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
         if WANTS_TRACEBACK or in_sweep or not is_users(error):

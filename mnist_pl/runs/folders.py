@@ -6,20 +6,40 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
+RESUMED = "resumed"  # the name of the primary configuration with resume=
 RUNS = ("outputs", "multirun")  # where Hydra puts run folders, below the current one
 NEWEST = ("last.ckpt", "best.ckpt")  # a run that is killed as it writes its first ones has the best alone
 LABELLED = ("data", "model", "optimizer", "scheduler", "trainer")  # groups whose settings tell runs apart; not these:
 UNLABELLED = ("lr", "dataset", "data_dir", "mirrors", "fallback", "accelerator", "devices", "log_every_n_steps")
 
 
+def said(resumed: str | None) -> tuple[dict[str, Any], list[str]]:
+    """Which option of each group was chosen, and what was overridden; first when `resumed` was started, then now."""
+    hydra = HydraConfig.get()
+    choices, overrides = dict(hydra.runtime.choices), list(hydra.overrides.task)
+    if resumed is not None and hydra.job.config_name == RESUMED:
+        before = Path(resumed, ".hydra")
+        hydra_before = before / "hydra.yaml"
+        if hydra_before.exists():
+            earlier = OmegaConf.load(hydra_before).hydra.runtime.choices
+            choices = {**earlier, **{group: option for group, option in choices.items() if option is not None}}
+        words = [*OmegaConf.load(before / "overrides.yaml"), *overrides]
+        overrides = list({key_of(word): word for word in words if key_of(word) != "ckpt_path"}.values())
+    return choices, overrides
+
+
+def key_of(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
+
+
 def label(cfg: Any) -> str:
     """The run in a few words, for lists of runs: what was chosen, and what else the command line overrides."""
-    hydra = HydraConfig.get()
-    choices = hydra.runtime.choices
+    choices, overrides = said(cfg.get("resume"))
     parts = [cfg.data.dataset, choices.get("experiment") or f"{choices['model']}-{choices['optimizer']}"]
     parts.append(f"lr{cfg.optimizer.lr:g}")
-    for override in hydra.overrides.task:
+    for override in overrides:
         key, _, value = override.partition("=")
         group, _, setting = key.lstrip("+~").partition(".")
         if group == "scheduler" and not setting:
@@ -47,6 +67,22 @@ def find(path: str | os.PathLike[str] | None, *names: str) -> Path:
     is_folder = Path(path).is_dir()
     missing = f"the folder holds no checkpoints/{names[0]}" if is_folder else "there is no such file or folder"
     raise ValueError(f"ckpt_path={path}: {missing}")
+
+
+def newest_run() -> Path:
+    """The run that was at work last, whether it has a checkpoint yet or not.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = {}
+    for settings in [path for runs in RUNS for path in Path(runs).glob("**/.hydra/config.yaml")]:
+        if "\nfit: false\n" not in "\n" + settings.read_text():  # which only tested another
+            last = settings.parent.parent / "checkpoints" / "last.ckpt"
+            found[settings.parent.parent] = (last if last.exists() else settings).stat().st_mtime
+    if not found:
+        raise ValueError(f"resume=last: there is no run below {' or '.join(RUNS)}; run train.py first")
+    return max(found, key=lambda run: found[run])
 
 
 def existing_checkpoint(folder: Path) -> Path | None:

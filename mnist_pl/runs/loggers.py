@@ -46,13 +46,7 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        row = {"step": step or 0, **metrics}
-        for number, earlier in enumerate(self.rows[-3:], max(0, len(self.rows) - 3)):
-            if earlier.keys() == row.keys() and earlier["step"] == row["step"]:  # done again, after a resume
-                if row != earlier:
-                    self.rows[number], self.written = row, 0  # the file is written anew
-                return
-        self.rows.append(row)
+        self.rows.append({"step": step or 0, **metrics})
 
     @rank_zero_only
     def save(self) -> None:
@@ -70,9 +64,14 @@ class MetricsCSV(Logger):
                 file.write(text.getvalue())
         self.written = len(self.rows)
 
-    def rewind(self, step: int) -> None:
-        """Takes up the rows of an earlier process in the same folder, up to `step`: those after it are made again."""
-        self.rows = [row for row in plots.rows(self.path) if row["step"] <= step]
+    def rewind(self, step: int, within_epoch: bool) -> None:
+        """Takes up the rows of an earlier process in the same folder, up to `step`: those after it are made again.
+
+        So are those of a test, and of an epoch that ended there but is not over.
+        """
+        self.rows = [row for row in plots.rows(self.path) if row["step"] <= step and "test/acc" not in row]
+        if within_epoch:
+            self.rows = [row for row in self.rows if row["step"] < step or "seconds_per_epoch" not in row]
         self.written, self.columns = 0, []
 
     def finalize(self, status: str) -> None:
@@ -131,9 +130,9 @@ class TensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def rewind(self, step: int, kept: Sequence[dict[str, float]]) -> None:
-        """TensorBoard forgets what an earlier process left in the same folder after `step`.
+        """TensorBoard forgets what an earlier process left in the same folder from `step` on.
 
-        It takes all axes for steps, so the scores against more images than that are written again, from metrics.csv.
+        It takes all axes for steps. What is to stay is written again, from the rows of metrics.csv that are `kept`.
         """
         from torch.utils.tensorboard import SummaryWriter
 
@@ -141,9 +140,12 @@ class TensorBoard(TensorBoardLogger):
         if earlier is None:
             return
         self.run_name = earlier.parent.name
-        SummaryWriter(str(earlier.parent), purge_step=step + 1).close()
-        for row in (row for row in kept if row.get("images", 0) > step):
-            super().log_metrics(_against_images(row), int(row["images"]))
+        SummaryWriter(str(earlier.parent), purge_step=max(step, 0)).close()
+        for row in kept:
+            if row["step"] == step:
+                self.log_metrics({name: value for name, value in row.items() if name != "step"}, step)
+            elif row.get("images", 0) >= step:
+                super().log_metrics(_against_images(row), int(row["images"]))
 
 
 def _against_images(metrics: dict[str, float]) -> dict[str, float]:
@@ -164,7 +166,7 @@ def start_loggers(
     kept: list[dict[str, float]] = []
     for logger in trainer.loggers:
         if isinstance(logger, MetricsCSV):
-            logger.rewind(step)
+            logger.rewind(step, within_epoch=not epoch_row)
             kept = logger.rows
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoard):

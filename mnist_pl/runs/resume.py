@@ -1,63 +1,111 @@
 """`resume=` and `ckpt_path=`: how a run continues from a checkpoint, from the command line to Lightning's `fit`.
 
-1. `expand_resume` turns `resume=RUN` into the overrides that the run was started with, before Hydra reads them.
+1. `expand_resume` makes the settings that the run was composed with the primary configuration, before Hydra reads the
+   command line; what it says comes on top.
 2. `find_start` finds the checkpoint, and refuses one that does not fit, before anything is done.
-3. `remember` writes the overrides that were added into the run's folder, once all was checked.
+3. `remember` writes the settings into the run's folder, once all was checked.
 The rest is Lightning's, with `engine/resume.py` for the exact bits.
 """
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_pl.runs.folders import NEWEST, existing_checkpoint, find
-from mnist_pl.storage import short_path, write
+from mnist_pl.runs.config import Train
+from mnist_pl.runs.folders import NEWEST, RESUMED, existing_checkpoint, find, key_of, newest_run, said
+from mnist_pl.storage import remove_parts, short_path, write
 
 if TYPE_CHECKING:
     from lightning import Trainer
 
     from mnist_pl.models import DigitClassifier
 
+PRESETS = ("experiment", "sweep")  # groups that set what others have chosen
+LASTING = re.compile(r"\$\{(?!(hydra|label):)[\w.]+:")  # `${oc.env:LR}`, `${now:...}`: may be another value tomorrow
+LONG = {"-cd": "--config-dir", "-cp": "--config-path", "-cn": "--config-name", "-p": "--package", "-c": "--cfg"}
+VALUED = (*LONG, *LONG.values())  # flags of Hydra that are followed by a value
+FALSE = ("false", "no", "off", "0")
 
-def expand_resume(arguments: list[str]) -> list[str]:
-    """A command line's arguments in which `resume=RUN` stands for all overrides that the run was started with.
 
-    The other arguments win over the run's own. Ends the program where there is nothing left to do.
+def expand_resume(arguments: list[str], conf: Path) -> list[str]:
+    """A command line's arguments in which `resume=RUN` stands for the settings that the run was composed with.
+
+    The other arguments come on top. Ends the program where there is nothing left to do. `conf` is the folder of
+    train.yaml and the groups.
 
     Raises:
         ValueError: there is no such run, or it is a sweep that is asked for.
     """
-    more = [argument for argument in arguments if not argument.startswith("resume=")]
-    runs = [argument.partition("=")[2].strip("'\"") for argument in arguments if argument.startswith("resume=")]
-    if not runs or runs[-1] in ("", "null"):
+    flags, words = _split(arguments)
+    more = [word for word in words if key_of(word) != "resume"]
+    runs = [word.partition("=")[2].strip("'\"") for word in words if key_of(word) == "resume"]
+    if not runs or runs[-1] == "null":
         return arguments
-    if {"-m", "--multirun"} & set(arguments):
+    if not runs[-1]:
+        raise ValueError("resume= is empty; name a run folder, or say resume=last for the newest")
+    if {"-m", "--multirun"} & set(flags):
         raise ValueError(f"resume={runs[-1]}: continues one run; leave out -m")
-    folder = Path(runs[-1])
-    if runs[-1] == "last":
-        folder = find(None, "last.ckpt").parent.parent
-    path = folder / ".hydra" / "overrides.yaml"
-    if not path.is_file() or not path.stat().st_size:
+    folder = newest_run() if runs[-1] == "last" else Path(runs[-1]).expanduser()
+    if folder.suffix == ".ckpt":
+        folder = folder.parent.parent
+    config, overrides = (folder / ".hydra" / f"{name}.yaml" for name in ("config", "overrides"))
+    if not overrides.is_file() or not overrides.stat().st_size:
         raise ValueError(
-            f"resume={runs[-1]}: {path} tells how a run was started, and is "
-            f"{'empty' if path.is_file() else 'not there'}; name a run folder, or say resume=last for the newest"
+            f"resume={runs[-1]}: {overrides} tells how a run was started, and is "
+            f"{'empty' if overrides.is_file() else 'not there'}; name a run folder, or say resume=last for the newest"
         )
     if (folder / "summary.json").exists() and not more:
         print(f"{folder} is finished; to train it further, add for instance trainer.max_epochs=10")
         sys.exit()
-    overrides = {_key(override): override for override in map(str, OmegaConf.load(path)) if _key(override) != "sweep"}
-    overrides |= {_key(override): override for override in more}
+    composed = config.read_text() if config.is_file() else ""
+    if not composed or "mnist_pl.checkpoint." in composed:  # by version 0.1, which had other callbacks
+        earlier = [str(word) for word in OmegaConf.load(overrides)]
+        more = list({key_of(word): word for word in [*earlier, *more]}.values())
+    else:
+        _store(OmegaConf.create(composed), folder, conf, [key_of(word) for word in more if "=" in word])
+        more = [re.sub(r"^\+(?!\+)", "++", word) for word in more]  # it may have been added before
+        flags = [flag for flag in flags if not flag.startswith(("--config-name", "-cn"))] + [f"--config-name={RESUMED}"]
+        more.append(f"resume={_quote(folder)}")  # for the further processes of DDP
+    if any(key_of(word) == "fit" and word.partition("=")[2].lower() in FALSE for word in more):
+        return [*flags, *more, f"ckpt_path={_quote(folder)}"]  # in a folder of its own: the run's record stays as it is
     checkpoint = existing_checkpoint(folder)
     if checkpoint is not None:  # else it was killed before its first checkpoint, and starts again
-        overrides["ckpt_path"] = f"ckpt_path={_quote(checkpoint)}"
-    return [*overrides.values(), f"hydra.run.dir={_quote(folder)}", "hydra.output_subdir=null"]
+        more.append(f"ckpt_path={_quote(checkpoint)}")
+    return [*flags, *more, f"hydra.run.dir={_quote(folder)}"]
 
 
-def _key(override: str) -> str:
-    return override.partition("=")[0].lstrip("+~")
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Hydra's flags, each with its value, and the overrides."""
+    flags: list[str] = []
+    words: list[str] = []
+    for argument in arguments:
+        if flags and flags[-1] in VALUED:
+            flags[-1] = f"{LONG.get(flags[-1], flags[-1])}={argument}"
+        else:
+            (flags if argument.startswith("-") else words).append(argument)
+    return flags, words
+
+
+def _store(settings: Any, folder: Path, conf: Path, keys: list[str]) -> None:
+    """Makes `settings` a primary configuration; a group among `keys` is composed anew."""
+    groups = [path.name for path in conf.iterdir() if path.is_dir() and path.name in keys]
+    for group in groups:
+        if group in PRESETS:
+            raise ValueError(
+                f"{group}: sets what resume= takes from the run; override single settings, or start a new run from "
+                f"its weights with ckpt_path={short_path(folder)}"
+            )
+        del settings[group]
+    known = settings.keys() <= Train.__dataclass_fields__.keys()
+    defaults = ["train_schema"] * known + ["_self_", *({group: None} for group in groups)]
+    program: Any = OmegaConf.load(conf / "train.yaml")
+    node = {"defaults": [*defaults, {"override hydra/job_logging": "default"}], **settings}
+    ConfigStore.instance().store(RESUMED, {**node, "hydra": program["hydra"]})
 
 
 def _quote(path: Path) -> str:
@@ -75,7 +123,7 @@ def find_start(model: "DigitClassifier", trainer: "Trainer", fit: bool, ckpt_pat
     folder = Path(trainer.default_root_dir)
     start = None if ckpt_path is None else find(ckpt_path, *(NEWEST if fit else ("best.ckpt",)))
     existing = existing_checkpoint(folder)
-    if existing is not None and (start is None or not existing.samefile(start)):
+    if existing is not None and (start is None or not fit or not existing.samefile(start)):
         raise ValueError(
             f"hydra.run.dir={folder}: holds an existing run; choose another folder, or resume it with "
             f"resume={short_path(folder)}"
@@ -94,16 +142,55 @@ def find_start(model: "DigitClassifier", trainer: "Trainer", fit: bool, ckpt_pat
                 f"ckpt_path={ckpt_path}: has trained {epochs} epochs and trainer.max_epochs is "
                 f"{trainer.max_epochs}; raise it to train further, or say fit=false to only test"
             )
+        if 0 <= trainer.max_steps <= trained["global_step"] and not untested:
+            raise ValueError(
+                f"ckpt_path={ckpt_path}: has trained {trained['global_step']} steps and trainer.max_steps is "
+                f"{trainer.max_steps}; raise it to train further, or say fit=false to only test"
+            )
     return start
 
 
+def changes(cfg: DictConfig) -> list[str]:
+    """What the settings of a run that is resumed are now, where they are not what they were."""
+    if cfg.resume is None:
+        return []
+    before = _leaves(OmegaConf.to_container(OmegaConf.load(Path(cfg.resume, ".hydra", "config.yaml"))))
+    now = _leaves(_last(OmegaConf.to_container(cfg), OmegaConf.to_container(cfg, resolve=True)))
+    names = [name for name in {**before, **now} if name not in ("resume", "ckpt_path", "fit")]
+    return [
+        f"{name} {before.get(name, 'unset')} -> {now.get(name, 'unset')}"
+        for name in names
+        if before.get(name) != now.get(name)
+    ]
+
+
+def _leaves(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {name: value}
+    dot = name and name + "."
+    return {path: leaf for key in value for path, leaf in _leaves(value[key], f"{dot}{key}").items()}
+
+
 def remember(cfg: DictConfig) -> None:
-    """Brings .hydra up to date in a folder whose run is resumed, where Hydra itself would risk what is there."""
+    """Writes .hydra into the run's folder; Hydra itself would do so before a command is checked."""
     folder = Path(HydraConfig.get().runtime.output_dir, ".hydra")
-    if HydraConfig.get().output_subdir is None and folder.exists():
-        overrides = OmegaConf.to_yaml(HydraConfig.get().overrides.task)
-        for name, text in (("config.yaml", OmegaConf.to_yaml(cfg)), ("overrides.yaml", overrides)):
-            write(folder / name, text.encode())
+    for parts in (folder.parent, folder):
+        remove_parts(parts)
+    settings = _last(OmegaConf.to_container(cfg), OmegaConf.to_container(cfg, resolve=True))
+    files: dict[str, Any] = {"config.yaml": {**settings, "resume": None}, "overrides.yaml": said(cfg.resume)[1]}
+    if not (folder / "hydra.yaml").exists():
+        files["hydra.yaml"] = {"hydra": HydraConfig.get()}
+    for name, content in files.items():
+        write(folder / name, OmegaConf.to_yaml(OmegaConf.create(content)).encode())
+
+
+def _last(raw: Any, resolved: Any) -> Any:
+    """Settings as they were written, except for values from the environment or of this moment."""
+    if isinstance(raw, dict) and isinstance(resolved, dict):
+        return {key: _last(raw[key], resolved[key]) for key in raw}
+    if isinstance(raw, list) and isinstance(resolved, list):
+        return [_last(*pair) for pair in zip(raw, resolved, strict=True)]
+    return resolved if isinstance(raw, str) and LASTING.search(raw) else raw
 
 
 def fit(trainer: "Trainer", model: "DigitClassifier", data: Any, start: Path | None, step: int) -> None:

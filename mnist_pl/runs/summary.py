@@ -11,6 +11,7 @@ from typing import Any
 import lightning
 import torch
 from lightning import Trainer
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from mnist_pl.data import MNISTDataModule
@@ -62,7 +63,6 @@ def results(
     worst = min(each, key=lambda name: each[name], default=None)
     return {
         **facts,
-        "epochs": trainer.current_epoch,
         "device": _device(trainer),
         **{name: _figure(scores.get(name)) for name in figures},
         "worst_digit": None if worst is None else int(worst.removeprefix(DIGIT)),
@@ -84,13 +84,37 @@ def best_checkpoint(trainer: Trainer) -> Path | None:
     return next((Path(path) for path in paths if path), None)
 
 
-def speed(trainer: Trainer) -> dict[str, Any]:
-    """Of the training, with that before a checkpoint that it was resumed from; nothing where it was not recorded."""
+def course(trainer: Trainer) -> dict[str, Any]:
+    """Of the training, with that before a checkpoint that it was resumed from; no speed where none was recorded."""
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
     record = next((callback for callback in callbacks if isinstance(callback, Record)), None)
     seconds, images = (record.train_seconds, record.images_seen) if record is not None else (0.0, 0)
-    per_second = round(images / seconds, 1) if seconds and images else None
-    return {"train_seconds": round(seconds, 3), "images_per_second": per_second}
+    batches, all_batches = trainer.fit_loop.batch_idx + 1, trainer.num_training_batches
+    return {
+        "epochs": trainer.current_epoch - (0 < batches < all_batches),  # whole ones
+        "steps": trainer.global_step,
+        "train_seconds": round(seconds, 3),
+        "images_per_second": round(images / seconds, 1) if seconds and images else None,
+        "ended_by": _ended_by(trainer),
+    }
+
+
+def course_before(trained: dict[str, Any]) -> dict[str, Any]:
+    """The same of a checkpoint that is only tested."""
+    epochs = trained.get("epochs", trained.get("epoch"))
+    return {"epochs": epochs, "steps": trained.get("global_step"), "train_seconds": 0.0, "images_per_second": None}
+
+
+def _ended_by(trainer: Trainer) -> str | None:
+    """What ended the training before its last epoch."""
+    if 0 <= trainer.max_steps <= trainer.global_step:
+        return f"trainer.max_steps={trainer.max_steps}"
+    for callback in trainer.callbacks if trainer.should_stop else []:  # type: ignore[attr-defined]
+        if isinstance(callback, Timer) and (callback.time_remaining() or 0) <= 0:
+            return f"trainer.max_time, after {callback.time_elapsed():.1f} s"
+        if isinstance(callback, EarlyStopping) and callback.wait_count >= callback.patience:
+            return f"EarlyStopping: {callback.monitor} has not improved for {callback.patience} validations"
+    return "a callback" if trainer.should_stop else None
 
 
 def write_json(folder: str, summary: dict[str, Any]) -> None:
@@ -115,6 +139,8 @@ def table(summary: dict[str, Any], trainer: Trainer) -> str:
         more["predict"] = (
             f"python predict.py ckpt_path={where if summary['train_seconds'] else summary['best_checkpoint']}"
         )
+    if summary.get("ended_by"):
+        more["ended"] = f"by {summary['ended_by']}, at step {summary['steps']:,}"
     return "\n".join([*lines, *(f"{name:10}{text}" for name, text in more.items())])
 
 

@@ -17,9 +17,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_pl.runs.errors import explain, is_users
+from mnist_pl.signals import advise
+from mnist_pl.storage import short_path
 
 NO_CHOICE = ("seed=", "sweep=", "ckpt_path=", "hydra.")
-FAILED = "error.txt"  # in a job's folder: what stopped it
+FAILED = "error.txt"  # in a job's folder: what stopped it; of a job that was refused an existing run's, beside that
 
 
 class Report(Callback):
@@ -28,9 +30,17 @@ class Report(Callback):
     A job may have run in another process (with another launcher), so its failure is told by a file in its folder.
     """
 
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        for note in Path(config.hydra.sweep.dir).glob(f"*.{FAILED}"):
+            note.unlink()
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self.was_there = Path(config.hydra.runtime.output_dir, ".hydra").exists()
+
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         note = Path(config.hydra.runtime.output_dir, FAILED)
-        note.unlink(missing_ok=True)
+        if job_return.status == JobStatus.COMPLETED:
+            note.unlink(missing_ok=True)
         if "wandb" in sys.modules:  # else the next job would be logged as part of this one
             sys.modules["wandb"].finish(exit_code=int(job_return.status != JobStatus.COMPLETED))
         if job_return.status == JobStatus.FAILED and config.hydra.mode == RunMode.MULTIRUN:
@@ -39,18 +49,26 @@ class Report(Callback):
                 traceback.print_exception(error)
             reason = f"{' '.join(config.hydra.overrides.task)}: {explain(error)}"
             print(f"error: job {config.hydra.job.num} failed: {reason}", file=sys.stderr)
+            if self.was_there:  # nothing changes a run but that run
+                note = Path(config.hydra.sweep.dir, f"{config.hydra.job.num}.{FAILED}")
             note.write_text(reason + "\n")
             # Hydra would end the sweep with the first failure, after the last job but before the table.
             job_return.status, job_return.return_value = JobStatus.COMPLETED, math.nan
+        if config.hydra.mode == RunMode.MULTIRUN:
+            advise(f"the jobs before are finished, in {short_path(config.hydra.sweep.dir)}")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
-        runs, failed = read(folder), sorted(folder.glob(f"**/{FAILED}"))
+        runs, failed = read(folder), sorted([*folder.glob(f"*.{FAILED}"), *folder.glob(f"**/{FAILED}")])
         if runs:
             print("\n" + "\n".join(table(runs)))
         print(f"\nThe runs are in {folder}")
         if failed:  # not an Exception, which Hydra would turn into a warning
-            raise SystemExit("\n".join(f"error: {note.parent} failed: {note.read_text().strip()}" for note in failed))
+            raise SystemExit("\n".join(f"error: {_job_of(note)} failed: {note.read_text().strip()}" for note in failed))
+
+
+def _job_of(note: Path) -> Path:
+    return note.with_name(note.name.removesuffix(f".{FAILED}")) if note.name != FAILED else note.parent
 
 
 def _error_of(job: JobReturn) -> Exception:

@@ -1,0 +1,111 @@
+"""A stop is a stop: a signal at any moment, or whatever ends a training early; resumed, it equals an unbroken run."""
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from conftest import Run, Train
+from lightning import Trainer
+from lightning.pytorch.callbacks import Callback
+from test_resume import same_runs
+
+from mnist_pl.figures.plots import rows
+from mnist_pl.signals import STOPPING
+
+SMALL = ["data=digits", "model=mlp", "model.hidden=[8]", "model.dropout=0.2", "trainer.max_epochs=2"]
+SMALL += ["callbacks=minimal", "logger=csv", "data.augment={shift: 1}"]
+
+
+class StopAt(Callback):
+    """At a batch, or a validation: a signal to its own process, or what max_time and EarlyStopping do."""
+
+    every_n_steps = None
+
+    def __init__(self, step: int, how: str, hook: str, each: bool = False) -> None:
+        self.step, self.how, self.left = step, how, True
+        if each:
+            self.every_n_steps = 1  # type: ignore[assignment]
+        setattr(self, hook, self.stop)
+
+    def stop(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        if self.left and trainer.global_step >= self.step and not trainer.sanity_checking:
+            self.left = False
+            if self.how == "should_stop":
+                trainer.should_stop = True
+            else:
+                os.kill(os.getpid(), getattr(signal, self.how))
+
+
+def trial(random: Random) -> tuple[list[str], list[str], list[str], int | None]:
+    """Settings, what stops the run, what takes the stop away, and the exit code of the stopped run."""
+    words = [f"data.batch_size={random.choice((16, 32, 48))}", f"trainer.log_every_n_steps={random.choice((1, 7, 20))}"]
+    words += [f"trainer.accumulate_grad_batches={random.choice((1, 1, 2, 3))}"]
+    words += [f"trainer.val_check_interval={random.choice(('1.0', '1.0', '0.5', '0.3', '11'))}"]
+    words += [f"trainer.limit_train_batches={random.choice(('1.0', '0.7', '23'))}"]
+    words += [f"callbacks.last.every_n_train_steps={random.choice(('null', 'null', '5'))}"]
+    kind = random.choice(("max_steps", "should_stop", "signal", "signal"))
+    step = random.randint(1, 45)
+    words += [f"scheduler={'none' if kind == 'max_steps' else random.choice(('none', 'onecycle', 'step'))}"]
+    if kind == "max_steps":
+        return words, [f"trainer.max_steps={step}"], ["trainer.max_steps=-1"], None
+    how = "should_stop" if kind == "should_stop" else random.choice(STOPPING).name
+    hooks = ["on_train_batch_end", "on_train_batch_start", "on_validation_batch_end", "on_validation_end"]
+    hooks += ["on_train_epoch_end", "on_validation_start"] if kind == "signal" else []
+    each = random.random() < 0.3
+    stop = f"{{_target_: test_stops.StopAt, step: {step}, how: {how}, hook: {random.choice(hooks)}, each: {each}}}"
+    code = None if kind == "should_stop" else 128 + getattr(signal, how)
+    return words, [f"+callbacks.stop={stop}"], ["callbacks.stop=null"], code
+
+
+@pytest.mark.promise("a stopped run is resumed to the same bits", "random settings, stops and moments")
+def test_random_stops_equal_the_unbroken_run(
+    train_here: Train, tmp_path: Path, record_property: Callable[[str, Any], None]
+) -> None:
+    stopped = 0
+    wanted = int(os.environ.get("STOPS", "6"))
+    for number in range(wanted):
+        words, stop, go, code = trial(Random(number))
+        for folder in tmp_path.iterdir():
+            shutil.rmtree(folder)
+        train_here(*SMALL, *words, folder="whole")
+        try:
+            train_here(*SMALL, *words, *stop, folder="run")
+        except SystemExit as ended:
+            assert code is not None and ended.code == code, f"{number}: {words} {stop} {ended.code}"
+            stopped += 1
+        try:
+            train_here("resume=run", *go)
+        except SystemExit as ended:  # what was to stop it came too late
+            assert "raise it to train further" in str(ended.code), f"{number}: {words} {stop}: {ended.code}"
+        try:
+            same_runs(tmp_path / "whole", tmp_path / "run")
+        except AssertionError as error:
+            raise AssertionError(f"trial {number}: {words} {stop}") from error
+    assert stopped
+    record_property("tried", wanted)
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        ("trainer.max_steps=30", "by trainer.max_steps=30, at step 30"),
+        ("trainer.max_time=00:00:00:01", "by trainer.max_time, after"),
+        (
+            "+callbacks.early={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, patience: 1, "
+            "min_delta: 100}",
+            "by EarlyStopping: val/loss has not improved for 1 validations, at step",
+        ),
+    ],
+)
+def test_the_last_line_names_what_ended_a_run(run: Run, limit: str, said: str, tmp_path: Path) -> None:
+    ended = run("train.py", *SMALL, limit, "trainer.max_epochs=500", "hydra.run.dir=run")
+    assert ended.code == 0, ended.err
+    assert said in ended.out.strip().splitlines()[-1]
+    assert run("predict.py", "ckpt_path=run").code == 0, "best.ckpt is there"
+    validated = [row["step"] for row in rows(tmp_path / "run" / "metrics.csv") if "val/acc" in row]
+    assert all(step % 41 == 0 for step in validated)
