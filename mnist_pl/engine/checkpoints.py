@@ -65,15 +65,18 @@ class Best(ModelCheckpoint):
         if self.continued is None or self.dirpath is None or state_dict["monitor"] != self.monitor:
             return
         theirs, ours = self.continued.with_name("best.ckpt"), Path(self.dirpath, "best.ckpt")
-        if theirs.is_file():
-            # Its own score: a killed run may have written it after the checkpoint that is resumed from.
-            found = torch.load(theirs, map_location="cpu", weights_only=True)
-            score = torch.tensor(found["metrics"][self.monitor]) if self.monitor is not None else None
-            if theirs.resolve() != ours.resolve() and getattr(rank_zero_only, "rank", 0) == 0:
-                write(ours, theirs.read_bytes())
-            paths = {"best_model_path": str(ours), "kth_best_model_path": str(ours), "dirpath": self.dirpath}
-            scores = {"best_model_score": score, "kth_value": score, "best_k_models": {str(ours): score}}
-            super().load_state_dict({**state_dict, **paths, **scores, "last_model_path": ""})
+        if not theirs.is_file():
+            return
+        # Its own score: a killed run may have written it after the checkpoint that is resumed from.
+        metrics = torch.load(theirs, map_location="cpu", weights_only=True)["metrics"]
+        if self.monitor is not None and self.monitor not in metrics:  # written before the first validation
+            return
+        score = torch.tensor(metrics[self.monitor]) if self.monitor is not None else None
+        if theirs.resolve() != ours.resolve() and getattr(rank_zero_only, "rank", 0) == 0:
+            write(ours, theirs.read_bytes())
+        paths = {"best_model_path": str(ours), "kth_best_model_path": str(ours), "dirpath": self.dirpath}
+        scores = {"best_model_score": score, "kth_value": score, "best_k_models": {str(ours): score}}
+        super().load_state_dict({**state_dict, **paths, **scores, "last_model_path": ""})
 
 
 class Last(Checkpoint):
@@ -124,15 +127,7 @@ class Last(Checkpoint):
         interval: Any = trainer.val_check_batch
         counted = loop.total_batch_idx + 1 if trainer.check_val_every_n_epoch is None else batches
         validation_is_next = trainer.is_last_batch or (interval is not None and counted % interval == 0)
-        if (
-            not trainer.is_last_batch and batches % trainer.accumulate_grad_batches
-        ):  # incomplete gradients would be lost
-            self.stop_later |= trainer.should_stop
-            trainer.should_stop = False
-            return
-        trainer.should_stop |= self.stop_later
-        self.stop_later = False
-        if validation_is_next:
+        if self._postpones_ending(trainer, batches) or validation_is_next:
             return
         step, minutes = trainer.global_step, (time.monotonic() - self.saved_time) / 60
         due = self.every_n_steps is not None and step % self.every_n_steps == 0 and step != self.saved_step
@@ -145,9 +140,18 @@ class Last(Checkpoint):
             self._save(trainer)
         self._stop_if_asked(trainer)
 
+    def _postpones_ending(self, trainer: Trainer, batches: int) -> bool:
+        """Whether gradients are incomplete after `batches` of this epoch, which an end here would lose."""
+        incomplete = not trainer.is_last_batch and batches % trainer.accumulate_grad_batches != 0
+        self.stop_later |= trainer.should_stop
+        trainer.should_stop = self.stop_later and not incomplete
+        return incomplete
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        if training and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch and is_ending(trainer):
+        batch_progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or batch_progress.is_last_batch:
+            return
+        if not self._postpones_ending(trainer, batch_progress.current.ready) and is_ending(trainer):
             self.ended_within_epoch = True
             self._save(trainer)
 

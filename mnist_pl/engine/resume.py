@@ -35,10 +35,13 @@ class ExactResume(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         loader: Any = trainer.train_dataloader
+        place = loader.state_dict() if isinstance(loader, Batches) else None
+        if place is not None and trainer.is_last_batch:  # perhaps before the loader's end, by limit_train_batches
+            place = {"done": 0}
         checkpoint["training"] = {
             "random": torch.get_rng_state(),
             "random_device": _get_device_state(pl_module.device),
-            "loader": loader.state_dict() if isinstance(loader, Batches) else None,
+            "loader": place,
             "plateau": [_due_score(trainer, config) for config in trainer.lr_scheduler_configs],
         }
         if isinstance(pl_module, DigitClassifier):
