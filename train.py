@@ -83,6 +83,7 @@ def run(
     if trainer.is_global_zero:
         summary.write_json(trainer.default_root_dir, result)
         log.info("%s", summary.table(result, trainer))
+    advise(f"the run is finished, in {short_path(trainer.default_root_dir)}")
     return result["val/acc"]
 
 

@@ -3,15 +3,20 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
-from conftest import Run, Train
+from conftest import ROOT, Run, Train
+from hydra.experimental.callback import Callback as HydraCallback
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig
 from test_resume import same_runs
 
 from mnist_pl.figures.plots import rows
@@ -109,3 +114,63 @@ def test_the_last_line_names_what_ended_a_run(run: Run, limit: str, said: str, t
     assert run("predict.py", "ckpt_path=run").code == 0, "best.ckpt is there"
     validated = [row["step"] for row in rows(tmp_path / "run" / "metrics.csv") if "val/acc" in row]
     assert all(step % 41 == 0 for step in validated)
+
+
+class SignalIn(Callback):
+    """Sends its own process a signal when a hook is called, and then a second."""
+
+    every_n_steps = None
+
+    def __init__(self, hook: str, number: int) -> None:
+        setattr(self, hook, lambda *_, **__: os.kill(os.getpid(), number))
+
+
+@pytest.mark.promise("a signal ends the program at any moment", "in the sanity check, the test, while drawing")
+@pytest.mark.parametrize(
+    ("hook", "number"),
+    [
+        ("setup", signal.SIGINT),
+        ("on_sanity_check_start", signal.SIGTERM),
+        ("on_test_batch_start", signal.SIGINT),
+        ("on_test_end", signal.SIGUSR1),
+    ],
+)
+def test_a_signal_outside_the_training(run: Run, tmp_path: Path, hook: str, number: int) -> None:
+    stop = f"+callbacks.stop={{_target_: test_stops.SignalIn, hook: {hook}, number: {int(number)}}}"
+    ended = run("train.py", *SMALL, stop, "hydra.run.dir=run")
+    assert ended.code == 128 + number, ended
+    assert ended.err == f"stopped by {signal.Signals(number).name}; continue with resume=run\n"
+    ended = run("train.py", "resume=run", "callbacks.stop=null")
+    assert ended.code == 0 and not ended.err, ended.err
+    assert run("train.py", *SMALL, "hydra.run.dir=whole").code == 0
+    same_runs(tmp_path / "whole", tmp_path / "run")
+
+
+class StopBetweenJobs(HydraCallback):
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        if config.hydra.job.num == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_between_the_jobs_of_a_sweep(run: Run, tmp_path: Path) -> None:
+    words = ["+hydra.callbacks.stop._target_=test_stops.StopBetweenJobs", "hydra.sweep.dir=sweep", "seed=1,2"]
+    ended = run("train.py", "-m", *SMALL, *words)
+    assert ended.code == 128 + signal.SIGTERM, ended
+    assert ended.err == "stopped by SIGTERM; the jobs before are finished, in sweep\n"
+    assert (tmp_path / "sweep/0/summary.json").exists() and not list((tmp_path / "sweep/1").glob(".hydra"))
+
+
+@pytest.mark.promise("a signal ends the program at any moment", "before the imports are done, and a second signal")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_program_starts(tmp_path: Path, number: int) -> None:
+    for seconds in (0, 0.5, 1.5):
+        command = [sys.executable, str(ROOT / "train.py"), *SMALL, "hydra.run.dir=run"]
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        about = Path(f"/proc/{process.pid}/status")
+        while not int(about.read_text().partition("SigCgt:")[2].split()[0], 16) >> signal.SIGUSR2 - 1 & 1:
+            time.sleep(0.001)
+        time.sleep(seconds)  # it imports, or composes
+        process.send_signal(number)
+        _, err = process.communicate(timeout=20)
+        assert process.returncode == 128 + number, err
+        assert err.startswith(f"stopped by {signal.Signals(number).name}; ") and err.count("\n") == 1
