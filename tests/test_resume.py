@@ -1,5 +1,6 @@
 """Checkpoints are whole whatever happens, and a run that is resumed equals a run that was never stopped."""
 
+import json
 import os
 import shutil
 import signal
@@ -353,3 +354,68 @@ def test_a_run_that_version_0_1_stopped_during_a_validation_is_refused(run: Run,
     torch.save(last, old / "checkpoints" / "last.ckpt")
     assert "which only that version can resume" in one_line(run("train.py", "resume=run"))
     assert run("predict.py", "ckpt_path=run/checkpoints/last.ckpt").code == 0
+
+
+def files_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.glob("**/*") if path.is_file()}
+
+
+def test_a_run_is_resumed_with_the_settings_that_it_was_composed_with(run: Run, tmp_path: Path) -> None:
+    """Wherever they came from: files that are gone since, a configuration of one's own, the environment."""
+    own = tmp_path / "own"
+    (own / "experiment").mkdir(parents=True)
+    preset = own / "experiment" / "mine.yaml"
+    preset.write_text("# @package _global_\nmodel: {hidden: [7]}\noptimizer: {lr: '${oc.decode:${oc.env:RATE}}'}\n")
+    (own / "all.yaml").write_text(
+        "defaults: [train_schema, {data: digits}, {model: mlp}, {optimizer: sgd}, {scheduler: none}, "
+        "{trainer: default}, {callbacks: minimal}, {logger: csv}, {experiment: mine}, _self_]\n"
+        "trainer: {max_epochs: 2}\nclaim: 12\nseed: 1\nhydra: {output_subdir: null}\n"
+    )
+    more = ["--config-dir", str(own), "--config-name", "all"]
+    stop = "+callbacks.stop={_target_: test_resume.Stop}"
+    ended = run("train.py", *more, stop, "hydra.run.dir=run", RATE="0.05", STOP="on_train_epoch_end 41 15")
+    assert ended.code == 128 + 15, ended.err
+    preset.unlink()
+    (own / "all.yaml").unlink()
+    ended = run(
+        "train.py", "resume=run", "callbacks.stop=null", "trainer.max_epochs=3", "callbacks.last.every_n_train_steps=5"
+    )
+    assert ended.code == 0, ended.err
+    first = ended.out.splitlines()[0]
+    assert "resumes run, with " in first and "trainer.max_epochs 2 -> 3" in first
+    assert "callbacks.last.every_n_train_steps None -> 5" in first and "optimizer" not in first
+    last = checkpoint.read(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert last["hyper_parameters"]["hidden"] == [7] and last["hyper_parameters"]["optimizer"]["lr"] == 0.05
+    facts = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (facts["claim"], facts["experiment"], facts["epochs"]) == (12, "mine", 3)
+    assert [row["images"] for row in rows(tmp_path / "run" / "metrics.csv") if "val/acc" in row][-1] == 3 * 1297
+    ended = run(
+        "train.py", "resume=run", "optimizer.momentum=0.5", "logger=tensorboard", "trainer.max_epochs=4", *more[:2]
+    )
+    assert ended.code == 0 and "optimizer.momentum 0.9 -> 0.5" in ended.out, ended.err
+    assert list((tmp_path / "run").glob("digits-mine-lr0.05*/events*"))
+    assert "experiment: sets what resume= takes" in one_line(run("train.py", "resume=run", "experiment=fast"))
+
+
+def test_testing_a_run_leaves_it_as_it_is(run: Run, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "outputs" / "run")
+    before = files_of(tmp_path / "outputs" / "run")
+    for words in (["resume=outputs/run"], ["data=digits", "ckpt_path=outputs/run"]):
+        ended = run("train.py", *words, "fit=false", "hydra.run.dir=test")
+        assert ended.code == 0, ended.err
+        tested = json.loads((tmp_path / "test" / "summary.json").read_text())
+        facts = json.loads((trained / "summary.json").read_text())
+        assert {name: tested[name] for name in ("test/acc", "epochs", "steps")} == {
+            name: facts[name] for name in ("test/acc", "epochs", "steps")
+        }
+        shutil.rmtree(tmp_path / "test")
+    assert files_of(tmp_path / "outputs" / "run") == before
+
+
+def test_the_newest_run_may_have_no_checkpoint_yet(run: Run, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "outputs" / "older")
+    words = ["train.py", *WORDS, STOP, "hydra.run.dir=outputs/newer"]
+    assert run(*words, STOP="on_train_batch_end 30 9").code == -signal.SIGKILL
+    ended = run("train.py", "resume=last", "trainer.max_epochs=1", GO)
+    assert ended.code == 0 and "resumes outputs/newer" in ended.out, ended.err
+    assert (tmp_path / "outputs" / "newer" / "summary.json").exists()
