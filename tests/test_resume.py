@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Run, execute, one_line, start
+from conftest import Run, Train, execute, one_line, start
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -394,7 +394,29 @@ def test_a_run_is_resumed_with_the_settings_that_it_was_composed_with(run: Run, 
     )
     assert ended.code == 0 and "optimizer.momentum 0.9 -> 0.5" in ended.out, ended.err
     assert list((tmp_path / "run").glob("digits-mine-lr0.05*/events*"))
+    assert "hydra.run.dir=b: resume= continues" in one_line(run("train.py", "resume=run", "hydra.run.dir=b"))
     assert "experiment: sets what resume= takes" in one_line(run("train.py", "resume=run", "experiment=fast"))
+
+
+def test_batches_of_another_size_are_the_rest_of_the_epoch(train_here: Train, tmp_path: Path, monkeypatch: Any) -> None:
+    words = ["data=digits", "model=mlp", "callbacks=minimal", "logger=csv", "trainer.max_epochs=2", ONE_BY_ONE, STOP]
+    for size, steps in ((64, 20 + 11 + 21), (16, 20 + 42 + 82)):
+        monkeypatch.setenv("STOP", "on_train_batch_end 20 15")
+        with pytest.raises(SystemExit):
+            train_here(*words, folder=f"run{size}")
+        train_here(f"resume=run{size}", f"data.batch_size={size}", GO)
+        last = checkpoint.read(tmp_path / f"run{size}" / "checkpoints" / "last.ckpt")
+        assert (last["global_step"], last["images_seen"]) == (steps, 2 * 1297)
+
+
+def test_early_stopping_takes_its_new_patience(train_here: Train, tmp_path: Path) -> None:
+    early = "{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, patience: 1, min_delta: 9}"
+    words = ["data=digits", "model=mlp", "callbacks=minimal", "logger=csv", "trainer.max_epochs=9"]
+    train_here(*words, f"+callbacks.early={early}")
+    train_here("resume=run", "callbacks.early.patience=3")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["epochs"] == 4
+    train_here("resume=run", "callbacks.early=null", "trainer.max_epochs=5")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["ended_by"] is None
 
 
 def test_testing_a_run_leaves_it_as_it_is(run: Run, trained: Path, tmp_path: Path) -> None:

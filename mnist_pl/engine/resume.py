@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from mnist_pl.data import Batches
+from mnist_pl.data import Batches, MNISTDataModule
 from mnist_pl.models import DigitClassifier
 
 RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # what an optimiser and its schedule keep of the learning rate
@@ -55,9 +55,20 @@ class ExactResume(Callback):
             return
         self.resumed = checkpoint.get("training")
         if self.resumed is not None and "validate_first" in self.resumed:
-            _from_version_0_1(trainer, checkpoint)
+            _from_version_0_1(checkpoint)
+            _count_batches(checkpoint, checkpoint["datamodule_hyper_parameters"]["batch_size"])
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, MNISTDataModule):
+            before = checkpoint.get("datamodule_hyper_parameters", {}).get("batch_size")
+            if before != data.hparams["batch_size"]:
+                _count_batches(checkpoint, data.hparams["batch_size"])
+                if (pl_module.hparams.get("scheduler") or {}).get("interval") == "step":
+                    _move_schedules(checkpoint, trainer, data.hparams["batch_size"])
         if isinstance(pl_module, DigitClassifier):
             _take_new_settings(pl_module, checkpoint)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EarlyStopping) and callback.state_key in checkpoint.get("callbacks", {}):
+                checkpoint["callbacks"][callback.state_key]["patience"] = callback.patience
         states = checkpoint.get("lr_schedulers", [])
         self.lengths = [{name: state.pop(name) for name in LENGTHS if name in state} for state in states]
 
@@ -144,7 +155,7 @@ def _take_new_settings(model: DigitClassifier, checkpoint: dict[str, Any]) -> No
             schedule["base_lrs"] = [rate * factor for rate in schedule["base_lrs"]]
 
 
-def _from_version_0_1(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+def _from_version_0_1(checkpoint: dict[str, Any]) -> None:
     """Lightning's loops were given several batches at a time then, and counted these, not batches.
 
     Raises:
@@ -161,9 +172,20 @@ def _from_version_0_1(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     training["scores"]["loss"] = {"total": loss["mean_value"], "count": loss["weight"]}
     random = training["random_cuda"]
     training["random_device"] = random[0] if random else None
-    if training["loader"] is not None:
-        size = checkpoint["datamodule_hyper_parameters"]["batch_size"]
-        done = -(-training["loader"]["done"] // size)
-        counts = loop["epoch_loop.batch_progress"]["current"]
+
+
+def _count_batches(checkpoint: dict[str, Any], size: int) -> None:
+    """The batches of this epoch so far, were they of `size` images."""
+    place = (checkpoint.get("training") or {}).get("loader")
+    if place is not None and place["done"]:
+        done = -(-place["done"] // size)
+        counts = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
         unfinished = counts["processed"] - counts["completed"]
         counts.update(ready=done, started=done, processed=done, completed=done - unfinished)
+
+
+def _move_schedules(checkpoint: dict[str, Any], trainer: Trainer, size: int) -> None:
+    """To the step at which as many images were seen, in batches of `size`."""
+    step = checkpoint.get("images_seen", 0) // (size * trainer.accumulate_grad_batches * trainer.world_size)
+    for schedule in checkpoint.get("lr_schedulers", []):
+        schedule.update(last_epoch=step, _step_count=step + 1)

@@ -73,6 +73,12 @@ def expand_resume(arguments: list[str], conf: Path) -> list[str]:
         more.append(f"resume={_quote(folder)}")  # for the further processes of DDP
     if any(key_of(word) == "fit" and word.partition("=")[2].lower() in FALSE for word in more):
         return [*flags, *more, f"ckpt_path={_quote(folder)}"]  # in a folder of its own: the run's record stays as it is
+    places = [word.partition("=")[2].strip("'\"") for word in more if key_of(word) == "hydra.run.dir"]
+    if any(Path(place).absolute() != folder.absolute() for place in places):
+        raise ValueError(
+            f"hydra.run.dir={places[-1]}: resume= continues a run in its own folder; to continue in another, say "
+            f"ckpt_path={short_path(folder)}"
+        )
     checkpoint = existing_checkpoint(folder)
     if checkpoint is not None:  # else it was killed before its first checkpoint, and starts again
         more.append(f"ckpt_path={_quote(checkpoint)}")
