@@ -17,7 +17,7 @@ from mnist_pl.runs import config  # noqa: F401  # registers the schema
 from mnist_pl.runs.build import build
 from mnist_pl.runs.errors import one_line_errors, set_up_process
 from mnist_pl.runs.folders import label, said
-from mnist_pl.runs.resume import changes, expand_resume, find_start, fit, remember
+from mnist_pl.runs.resume import again, changes, check_consent, expand_resume, find_start, fit, remember
 from mnist_pl.storage import short_path
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     with one_line_errors():
+        check_consent(cfg)
         data, model, trainer = build(cfg)
         start = find_start(model, trainer, cfg.fit, cfg.ckpt_path)
         changed = changes(cfg)
@@ -43,7 +44,7 @@ def main(cfg: DictConfig) -> float | None:
             if cfg.resume is not None:
                 log.info("resumes %s, with %s", short_path(cfg.resume), ", ".join(changed) or "nothing changed")
             remember(cfg)
-        advise(f"continue with resume={short_path(trainer.default_root_dir)}")
+        advise(f"continue with {again(cfg, trainer.default_root_dir)}")
         experiment = said(cfg.resume)[0].get("experiment")
         chosen = {"run": label(cfg), "experiment": experiment, "claim": cfg.claim, "seed": cfg.seed}
         return run(data, model, trainer, cfg.fit, start, chosen, OmegaConf.to_container(cfg, resolve=True))

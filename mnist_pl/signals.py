@@ -10,7 +10,7 @@ from typing import Any
 # Ctrl-C, `kill`, and what SLURM (#SBATCH --signal) and submitit send before a time limit. Windows has the first two.
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 
-_advice = "run the same command again"
+_advice = ""
 
 
 def end_on_signals() -> None:
@@ -25,6 +25,10 @@ def advise(text: str) -> None:
     _advice = text
 
 
+def advice(otherwise: str) -> str:
+    return _advice or otherwise
+
+
 def end_at_once_next_time() -> None:
     """A second signal is not waited for: whoever sends it means it."""
     for number in STOPPING:
@@ -34,5 +38,10 @@ def end_at_once_next_time() -> None:
 def _end(number: int, frame: Any) -> None:
     end_at_once_next_time()
     if os.environ.get("LOCAL_RANK", "0") == "0":  # not `print`, which may be what was interrupted
-        os.write(2, f"stopped by {signal.Signals(number).name}; {_advice}\n".encode(errors="backslashreplace"))
+        os.write(
+            2,
+            f"stopped by {signal.Signals(number).name}; {advice('run the same command again')}\n".encode(
+                errors="backslashreplace"
+            ),
+        )
     raise SystemExit(128 + number)

@@ -16,6 +16,7 @@ import torch
 from conftest import Run, Train, execute, one_line, start
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mnist_pl.engine.checkpoints import STOPPING, DurableIO
@@ -100,6 +101,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 STOP = "+callbacks.stop={_target_: test_resume.Stop}"
 GO = "+callbacks.stop=null"
 ONE_BY_ONE = "+callbacks.each={_target_: test_resume.EachBatch}"  # else several batches are a round of Lightning's loop
+KNOWN = "++callbacks.each._target_=test_resume.EachBatch"  # a class outside the project is to be named again
 MOMENTS = {  # 82 steps make an epoch
     "mid-epoch": ("on_train_batch_end", 100, ONE_BY_ONE),
     "mid-epoch, several steps in a round": ("on_train_batch_end", 140),
@@ -143,7 +145,7 @@ def test_a_signal_stops_a_run_that_is_then_resumed(
         other = ["hydra.run.dir=other", "ckpt_path=run", "trainer.num_sanity_val_steps=0"]
         assert run("train.py", *WORDS, *more, *other).code == 0
         same_runs(whole(*more), tmp_path / "other", record=False)
-    ended = run("train.py", "resume=run", GO)
+    ended = run("train.py", "resume=run", GO, *[KNOWN] * (ONE_BY_ONE in more))
     assert ended.code == 0 and not ended.err, ended.err
     same_runs(whole(*more), tmp_path / "run")
 
@@ -404,9 +406,36 @@ def test_batches_of_another_size_are_the_rest_of_the_epoch(train_here: Train, tm
         monkeypatch.setenv("STOP", "on_train_batch_end 20 15")
         with pytest.raises(SystemExit):
             train_here(*words, folder=f"run{size}")
-        train_here(f"resume=run{size}", f"data.batch_size={size}", GO)
+        train_here(f"resume=run{size}", f"data.batch_size={size}", GO, KNOWN)
         last = checkpoint.read(tmp_path / f"run{size}" / "checkpoints" / "last.ckpt")
         assert (last["global_step"], last["images_seen"]) == (steps, 2 * 1297)
+
+
+def test_a_strangers_run_executes_nothing(run: Run, trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "outputs" / "run"
+    shutil.copytree(trained, folder)
+    (tmp_path / "evil.py").write_text("open('executed', 'w')\nclass Evil: pass\ndef evil(**_): open('executed', 'w')\n")
+    config = folder / ".hydra" / "config.yaml"
+    settings = OmegaConf.load(config)
+    for key, target in (
+        ("callbacks.x._target_", "evil.Evil"),
+        ("model._target_", "evil.evil"),
+        ("optimizer._target_", "mnist_pl.runs.summary.subprocess.Popen"),
+        ("scheduler._target_", "torch.hub.load"),
+        ("data.augment._target_", "os.system"),
+        ("trainer.plugins.0._target_", "torch.serialization.load"),
+    ):
+        changed = settings.copy()
+        OmegaConf.update(changed, key, target, force_add=True)
+        if "plugins" in key:
+            changed.trainer.plugins = [{"_target_": target}]
+        OmegaConf.save(changed, config)
+        line = one_line(run("train.py", "resume=outputs/run", "trainer.max_epochs=7", PYTHONPATH=str(tmp_path)))
+        assert f"its {key} is {target}" in line and f"resume=outputs/run {key}={target}" in line
+        assert not (tmp_path / "executed").exists()
+    config.unlink()  # as of version 0.1
+    (folder / ".hydra" / "overrides.yaml").write_text("- data=digits\n- +callbacks.x._target_=evil.Evil\n")
+    assert "+callbacks.x._target_=evil.Evil; if you know" in one_line(run("train.py", "resume=outputs/run", "seed=2"))
 
 
 def test_early_stopping_takes_its_new_patience(train_here: Train, tmp_path: Path) -> None:

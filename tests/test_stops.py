@@ -139,7 +139,8 @@ def test_a_signal_outside_the_training(run: Run, tmp_path: Path, hook: str, numb
     stop = f"+callbacks.stop={{_target_: test_stops.SignalIn, hook: {hook}, number: {int(number)}}}"
     ended = run("train.py", *SMALL, stop, "hydra.run.dir=run")
     assert ended.code == 128 + number, ended
-    assert ended.err == f"stopped by {signal.Signals(number).name}; continue with resume=run\n"
+    how = "continue with resume=run callbacks.stop._target_=test_stops.SignalIn"
+    assert ended.err == f"stopped by {signal.Signals(number).name}; {how}\n"
     ended = run("train.py", "resume=run", "callbacks.stop=null")
     assert ended.code == 0 and not ended.err, ended.err
     assert run("train.py", *SMALL, "hydra.run.dir=whole").code == 0
