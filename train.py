@@ -18,7 +18,7 @@ from mnist_pl.runs.build import build
 from mnist_pl.runs.errors import one_line_errors, set_up_process
 from mnist_pl.runs.folders import label, said
 from mnist_pl.runs.resume import changes, expand_resume, find_start, fit, remember
-from mnist_pl.storage import short_path
+from mnist_pl.storage import as_word, short_path
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -34,6 +34,8 @@ def main(cfg: DictConfig) -> float | None:
     with one_line_errors():
         data, model, trainer = build(cfg)
         start = find_start(model, trainer, cfg.fit, cfg.ckpt_path)
+        if start is not None:
+            cfg.ckpt_path = str(start)  # `last` will be another one tomorrow
         changed = changes(cfg)
         data.prepare_data()
         data.setup("fit")
@@ -43,7 +45,7 @@ def main(cfg: DictConfig) -> float | None:
             if cfg.resume is not None:
                 log.info("resumes %s, with %s", short_path(cfg.resume), ", ".join(changed) or "nothing changed")
             remember(cfg)
-        advise(f"continue with resume={short_path(trainer.default_root_dir)}")
+        advise(f"continue with {as_word('resume', trainer.default_root_dir)}")
         experiment = said(cfg.resume)[0].get("experiment")
         chosen = {"run": label(cfg), "experiment": experiment, "claim": cfg.claim, "seed": cfg.seed}
         return run(data, model, trainer, cfg.fit, start, chosen, OmegaConf.to_container(cfg, resolve=True))

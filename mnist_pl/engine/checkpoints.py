@@ -23,7 +23,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
 from mnist_pl.signals import STOPPING, end_at_once_next_time
-from mnist_pl.storage import remove_parts, short_path, write
+from mnist_pl.storage import as_word, remove_parts, write
 
 log = logging.getLogger(__name__)
 
@@ -170,8 +170,8 @@ class Last(Checkpoint):
         number = self.signal or signal.SIGTERM  # another process got it
         if trainer.is_global_zero:
             name = signal.Signals(number).name
-            run = short_path(trainer.default_root_dir)
-            log.warning("stopped by %s after step %d; continue with resume=%s", name, trainer.global_step, run)
+            again = as_word("resume", trainer.default_root_dir)
+            log.warning("stopped by %s after step %d; continue with %s", name, trainer.global_step, again)
         raise SystemExit(128 + number)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
