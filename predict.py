@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from mnist_pl.runs import config  # noqa: F401  # registers the schema
@@ -49,6 +50,8 @@ def main(cfg: DictConfig) -> None:
         if cfg.input is None:
             score_test_images(model, described.get("datamodule_hyper_parameters", {}), cfg.data_dir, cfg.seed, folder)
         elif not read_pictures(model, cfg.input.split(BETWEEN), folder):
+            if hydra.mode == RunMode.MULTIRUN:  # the jobs after this one go on
+                raise ValueError("input: not every picture could be answered")
             sys.exit(1)
 
 
@@ -164,22 +167,20 @@ def expand_input(arguments: list[str]) -> list[str]:
         elif others and others[-1] in VALUED:  # a flag of Hydra's, which this is the value of
             others.append(word)
         elif os.path.lexists(word) or word == "-" or not (is_setting or word.startswith("-")):
-            named.append(word)
+            named += _listed(word)
         elif key_of(key) == "input":
-            named += _listed(value)
+            named += _listed(value) if value != "null" else []
         else:
             others.append(word)
     if "" in named:
         raise ValueError("input= is empty; name a picture or a folder of pictures, or leave it out for the test images")
-    found = [match for name in named for match in _matches(os.path.expanduser(name))]
+    found = [match for name in named for match in _matches(name)]
     return [*others, f"input={quoted(BETWEEN.join(found))}"] if found else others
 
 
 def _listed(value: str) -> list[str]:
-    """The names in one `input=`: itself, where there is such a file; else as Hydra reads it."""
-    if os.path.lexists(value):
-        return [value]
-    read = [] if value == "null" else read_value(value)
+    """The names in one word: itself, where there is such a file; else as Hydra reads it."""
+    read = None if os.path.lexists(value) else read_value(value)
     if read is None:
         return [value]
     several = getattr(read, "list", read)  # a,b is a choice for a sweep to Hydra
@@ -187,7 +188,8 @@ def _listed(value: str) -> list[str]:
 
 
 def _matches(name: str) -> list[str]:
-    """The shell leaves `input=*.png` as it is."""
+    """The shell leaves `input=*.png` and what is in quotes as it is."""
+    name = name if os.path.lexists(name) else os.path.expanduser(name)
     return [name] if os.path.lexists(name) else sorted(glob(name, recursive=True)) or [name]
 
 

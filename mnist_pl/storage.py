@@ -67,9 +67,19 @@ def short_path(path: str | os.PathLike[str]) -> str:
 def as_word(key: str, path: str | os.PathLike[str]) -> str:
     """`key=path`, to be pasted into a shell: quoted for that and for Hydra, where the path needs it."""
     text = short_path(path)
-    if text in ("last", "best") or text.startswith(("-", "~")):  # which would stand for something else
-        text = f"./{text}"
-    return shlex.quote(f"{key}={text if read_value(text) == text and '$' not in text else quoted(text)}")
+    if text in ("last", "best") or text.startswith("~"):  # which would stand for something else
+        text = os.path.abspath(text)
+    return in_shell(f"{key}={text if read_value(text) == text and '$' not in text else quoted(text)}")
+
+
+def in_shell(text: str) -> str:
+    """As a shell takes it literally, on one line, which `one_line` leaves as it is."""
+    if text == one_line(text):
+        return shlex.quote(text)
+    plain = (
+        c if c.isprintable() and c not in " \\'" else "".join(map(r"\x{:02x}".format, os.fsencode(c))) for c in text
+    )
+    return f"$'{''.join(plain)}'"
 
 
 def quoted(text: str | os.PathLike[str]) -> str:
@@ -82,7 +92,10 @@ def read_value(value: str) -> Any:
     """What Hydra takes the value of a command line's word for; None, where it cannot be read."""
     with suppress(HydraException, OmegaConfBaseException):
         read = OverridesParser.create().parse_override(f"key={value}")
-        return read.value() if read.is_sweep_override() else OmegaConf.create([read.value()])[0]
+        if read.is_sweep_override():
+            return read.value()
+        resolved: Any = OmegaConf.to_container(OmegaConf.create([read.value()]), resolve=True)
+        return resolved[0]
     return None
 
 

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_pl.runs.config import Train
 from mnist_pl.runs.folders import NEWEST, RESUMED, existing_checkpoint, find, key_of, newest_run, said
-from mnist_pl.storage import as_word, quoted, read_value, remove_parts, write
+from mnist_pl.storage import as_typed, as_word, quoted, read_value, remove_parts, write
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -51,7 +51,7 @@ def expand_resume(arguments: list[str], conf: Path) -> list[str]:
         raise ValueError("resume= is empty; name a run folder, or say resume=last for the newest")
     if {"-m", "--multirun"} & set(flags):
         raise ValueError(f"resume={runs[-1]}: continues one run; leave out -m")
-    folder = newest_run() if runs[-1] == "last" else Path(runs[-1]).expanduser()
+    folder = newest_run() if runs[-1] == "last" else as_typed(runs[-1])
     if folder.suffix == ".ckpt":
         folder = folder.parent.parent
     config, overrides = (folder / ".hydra" / f"{name}.yaml" for name in ("config", "overrides"))

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import shutil
 import subprocess
 import textwrap
@@ -21,7 +20,7 @@ from mnist_pl.engine.checkpoints import Best
 from mnist_pl.engine.record import Record
 from mnist_pl.models import DigitClassifier
 from mnist_pl.models.classifier import ADAM
-from mnist_pl.storage import as_word, printable, short_path, write
+from mnist_pl.storage import as_word, in_shell, printable, short_path, write
 
 DIGIT = "vs_digit/acc_"  # what GatherAnswers logs
 
@@ -138,7 +137,7 @@ def table(summary: dict[str, Any], trainer: Trainer) -> str:
     if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
         first = Path(where).parts[:1]
         runs = where if first in ((), ("..",), (Path(where).anchor,)) else first[0]
-        more["look"] = "tensorboard --logdir " + shlex.quote(re.sub("^(?=[-~])", "./", runs))
+        more["look"] = "tensorboard --logdir " + in_shell(re.sub("^(?=[-~])", "./", runs))
     if summary["best_checkpoint"]:
         tested = where if summary["train_seconds"] else summary["best_checkpoint"]
         more["predict"] = f"python predict.py {as_word('ckpt_path', tested)}"
