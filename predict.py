@@ -6,18 +6,23 @@ if __name__ == "__main__":
     end_on_signals()  # before the imports, which take their time
 
 import csv
+import os
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from mnist_pl.runs import config  # noqa: F401  # registers the schema
 from mnist_pl.runs.errors import one_line_errors, set_up_process
-from mnist_pl.runs.folders import find
+from mnist_pl.runs.folders import find, key_of
+from mnist_pl.runs.resume import VALUED
+from mnist_pl.storage import quoted, read_value, short_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
 DRAWN = 20  # test images in the grid
 SHEET = 100  # pictures on the contact sheet
 TOGETHER = 500  # pictures read before the network gets them
+BETWEEN = "\0"  # pictures in `input`, which Hydra reads a hundred times as fast as a list
 AT_ONCE = 250  # images for the network; small enough for the activations to stay in a processor's cache
 
 
@@ -35,13 +41,17 @@ def main(cfg: DictConfig) -> None:
     with one_line_errors():
         from mnist_pl.reading.checkpoint import load_model
 
+        hydra = HydraConfig.get()
+        os.chdir(hydra.runtime.cwd)  # where the names of the pictures were typed, whatever hydra.job.chdir says
         path = find(cfg.ckpt_path, "best.ckpt")
         model, described = load_model(path)
-        folder = Path(HydraConfig.get().runtime.output_dir)
+        folder = Path(hydra.runtime.output_dir)
         print(f"{type(model).__name__} from {path}")
         if cfg.input is None:
             score_test_images(model, described.get("datamodule_hyper_parameters", {}), cfg.data_dir, cfg.seed, folder)
-        elif not read_pictures(model, cfg.input, folder):
+        elif not read_pictures(model, cfg.input.split(BETWEEN), folder):
+            if hydra.mode == RunMode.MULTIRUN:  # the jobs after this one go on
+                raise ValueError("input: not every picture could be answered")
             sys.exit(1)
 
 
@@ -53,7 +63,6 @@ def score_test_images(
 
     from mnist_pl.data import MNISTDataModule
     from mnist_pl.figures import plots
-    from mnist_pl.storage import short_path
 
     data = MNISTDataModule(trained_on.get("dataset", "mnist"), data_dir, val_size=0)
     data.prepare_data()
@@ -75,24 +84,26 @@ def score_test_images(
     print(f"drawn in {short_path(plots.save(figure, folder / 'test_images.png'))}")
 
 
-def read_pictures(model: "DigitClassifier", source: str, folder: Path) -> bool:
-    """Answers every picture that can be read; returns whether that was all of them.
-
-    Raises:
-        ValueError: there is no picture.
-    """
+def read_pictures(model: "DigitClassifier", sources: list[str], folder: Path) -> bool:
+    """Answers every picture that can be read; returns whether that was all of them."""
     import numpy as np
     import torch
 
     from mnist_pl.figures import plots
     from mnist_pl.reading import pictures
-    from mnist_pl.storage import printable, short_path
+    from mnist_pl.storage import printable
 
-    paths = pictures.find_pictures(source)
+    paths: list[Path] = []
     names: list[str] = []
     parts: list[np.ndarray] = []
     answered: list[Future[tuple[Tensor, Tensor]]] = []
     failed = 0
+    for source in sources:
+        try:
+            paths += pictures.find_pictures(source)
+        except ValueError as reason:
+            failed += 1
+            print(f"error: {reason}", file=sys.stderr)
     with ThreadPoolExecutor(1) as network:  # it answers while the next pictures are decoded
         for start in range(0, len(paths), TOGETHER):
             images, readable, errors = pictures.read_pictures(paths[start : start + TOGETHER])
@@ -138,7 +149,52 @@ def answers(model: "DigitClassifier", images: "Tensor") -> "tuple[Tensor, Tensor
     return confidences, digits
 
 
+def expand_input(arguments: list[str]) -> list[str]:
+    """A command line's arguments in which one `input=` has all the pictures that were named, one way or another.
+
+    A word is a picture's name where there is such a file, or where it is no setting; after `--`, each is.
+
+    Raises:
+        ValueError: one of the names is empty.
+    """
+    others: list[str] = []
+    named: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        key, is_setting, value = word.partition("=")
+        if word == "--":
+            named += words
+        elif others and others[-1] in VALUED:  # a flag of Hydra's, which this is the value of
+            others.append(word)
+        elif os.path.lexists(word) or word == "-" or not (is_setting or word.startswith("-")):
+            named += _listed(word)
+        elif key_of(key) == "input":
+            named += _listed(value) if value != "null" else []
+        else:
+            others.append(word)
+    if "" in named:
+        raise ValueError("input= is empty; name a picture or a folder of pictures, or leave it out for the test images")
+    found = [match for name in named for match in _matches(name)]
+    return [*others, f"input={quoted(BETWEEN.join(found))}"] if found else others
+
+
+def _listed(value: str) -> list[str]:
+    """The names in one word: itself, where there is such a file; else as Hydra reads it."""
+    read = None if os.path.lexists(value) else read_value(value)
+    if read is None:
+        return [value]
+    several = getattr(read, "list", read)  # a,b is a choice for a sweep to Hydra
+    return [str(getattr(one, "text", one)) for one in (several if isinstance(several, list) else [several])]
+
+
+def _matches(name: str) -> list[str]:
+    """The shell leaves `input=*.png` and what is in quotes as it is."""
+    name = name if os.path.lexists(name) else os.path.expanduser(name)
+    return [name] if os.path.lexists(name) else sorted(glob(name, recursive=True)) or [name]
+
+
 if __name__ == "__main__":
     set_up_process()
     with one_line_errors():
+        sys.argv[1:] = expand_input(sys.argv[1:])
         main()

@@ -35,6 +35,8 @@ def main(cfg: DictConfig) -> float | None:
         check_consent(cfg)
         data, model, trainer = build(cfg)
         start = find_start(model, trainer, cfg.fit, cfg.ckpt_path)
+        if start is not None:
+            cfg.ckpt_path = str(start)  # `last` will be another one tomorrow
         changed = changes(cfg)
         data.prepare_data()
         data.setup("fit")

@@ -261,7 +261,7 @@ class Bench:
 
         def ours() -> float:
             with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-                return seconds(partial(read_pictures, model, str(pictures), self.new_folder()))
+                return seconds(partial(read_pictures, model, [str(pictures)], self.new_folder()))
 
         return alternate(ours, partial(seconds, lambda: [np.asarray(Image.open(path)) for path in paths]))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mnist_pl.data import MNISTDataModule
 from mnist_pl.figures.plots import compare, grid, rows, save
+from mnist_pl.runs.errors import set_up_streams
 from mnist_pl.runs.sweep import choice
 
 
@@ -44,4 +45,5 @@ def draw_samples() -> None:
 
 
 if __name__ == "__main__":
+    set_up_streams()
     main()

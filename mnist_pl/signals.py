@@ -5,6 +5,7 @@ Imports nothing heavy: it is set up before the imports, which take a second.
 
 import os
 import signal
+from contextlib import suppress
 from typing import Any
 
 # Ctrl-C, `kill`, and what SLURM (#SBATCH --signal) and submitit send before a time limit. Windows has the first two.
@@ -38,10 +39,7 @@ def end_at_once_next_time() -> None:
 def _end(number: int, frame: Any) -> None:
     end_at_once_next_time()
     if os.environ.get("LOCAL_RANK", "0") == "0":  # not `print`, which may be what was interrupted
-        os.write(
-            2,
-            f"stopped by {signal.Signals(number).name}; {advice('run the same command again')}\n".encode(
-                errors="backslashreplace"
-            ),
-        )
+        line = f"stopped by {signal.Signals(number).name}; {advice('run the same command again')}\n"
+        with suppress(OSError):  # nobody reads it any more
+            os.write(2, line.encode(errors="backslashreplace"))
     raise SystemExit(128 + number)

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from mnist_pl.runs.errors import set_up_streams
 from mnist_pl.runs.sweep import Report, read, table
 
 __all__ = ["Report"]  # the name that conf/train.yaml knows
@@ -20,4 +21,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    set_up_streams()
     main()

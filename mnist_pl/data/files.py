@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.datasets import KMNIST, MNIST, FashionMNIST
 
-from mnist_pl.storage import remove_parts, write
+from mnist_pl.storage import as_typed, remove_parts, write
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def default_folder() -> str:
 
 
 def raw_folder(dataset: str, data_dir: str | os.PathLike[str] | None = None) -> Path:
-    return Path(data_dir or default_folder()) / SOURCES[dataset].__name__ / "raw"
+    return as_typed(data_dir or default_folder()) / SOURCES[dataset].__name__ / "raw"
 
 
 def locate(dataset: str, data_dir: str | os.PathLike[str] | None = None) -> tuple[Path, OSError | None]:

@@ -26,6 +26,7 @@ class Progress(ProgressBar):
         self.bar = tqdm(disable=True)
         self.live = sys.stderr.isatty()
         self.short = shutil.get_terminal_size().columns < 60  # then without the losses
+        self.headed = False
         self.started = perf_counter()
         self.validated: dict[str, Any] = {}  # the scores of a validation in this epoch
 
@@ -35,11 +36,11 @@ class Progress(ProgressBar):
     def enable(self) -> None:
         self.live = sys.stderr.isatty()
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        losses = ("", "") if self.short else ("train loss", "val loss")
-        self._line("epoch", losses[0], "train acc", losses[1], "val acc", "seconds")
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._head()  # not before: other callbacks say something at the start, as ModelSummary does
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._head()
         self.started = perf_counter()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -67,6 +68,7 @@ class Progress(ProgressBar):
             self.bar.update(trainer.fit_loop.batch_idx + 1 - self.bar.n)  # tqdm draws ten times a second at the most
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.bar.clear()  # of what other callbacks say now
         if trainer.sanity_checking:  # the untrained network, or where this run continues from
             loop: Any = trainer.fit_loop
             self._epoch(trainer, loop.epoch_progress.current.processed, trainer.callback_metrics)
@@ -83,6 +85,12 @@ class Progress(ProgressBar):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.bar.close()
+
+    def _head(self) -> None:
+        if not self.headed:
+            losses = ("", "") if self.short else ("train loss", "val loss")
+            self._line("epoch", losses[0], "train acc", losses[1], "val acc", "seconds")
+        self.headed = True
 
     def _epoch(self, trainer: Trainer, number: int | str, scores: dict[str, Any], seconds: str = "") -> None:
         last = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs}"

@@ -55,6 +55,8 @@ def find_pictures(path: str | os.PathLike[str]) -> list[Path]:
     """
     start = Path(path)
     if not start.is_dir():
+        if str(path) == "-":
+            raise ValueError("input=-: pictures are read from files; save what comes from the pipe in one")
         if not os.path.lexists(start):
             raise ValueError(f"input={printable(path)}: there is no such file or folder")
         return [start]

@@ -5,6 +5,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from mnist_pl.data import MNISTDataModule
     from mnist_pl.models import DigitClassifier
+
+log = logging.getLogger(__name__)
 
 KNOWN_WARNINGS = (
     ".*LeafSpec.*is deprecated",  # Lightning 2.6's own use of something that torch 2.15 deprecates
@@ -52,8 +55,10 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
     from mnist_pl.models.classifier import HOW
 
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-        logging.getLogger(name).handlers.clear()  # Hydra's prints and keeps the messages
+        logging.getLogger(name).handlers.clear()  # Hydra's print and keep the messages
+        logging.getLogger(name).propagate = True
+    for handler in logging.root.handlers:
+        handler.addFilter(_is_asked_for)
     keep_freed_memory()
     # A help for debugging, and 2 % of a run:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -75,6 +80,15 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
             scheduler: Any = model.make_scheduler(optimizer, 1000)  # as good as any number, to see that it works
             scheduler.step(*([1.0] if isinstance(scheduler, ReduceLROnPlateau) else []))
     return data, model, _make_trainer(cfg, data)
+
+
+def _is_asked_for(record: logging.LogRecord) -> bool:
+    """Of what Lightning says, warnings and the words of callbacks and of the tuner: whoever wants these adds those."""
+    import lightning
+
+    where = Path(record.pathname)
+    own = where.is_relative_to(Path(lightning.__file__).parent)
+    return not own or record.levelno > logging.INFO or where.parent.name in ("callbacks", "tuner")
 
 
 def _make_trainer(cfg: DictConfig, data: "MNISTDataModule") -> "Trainer":
@@ -124,7 +138,28 @@ def _make_trainer(cfg: DictConfig, data: "MNISTDataModule") -> "Trainer":
             f"trainer.devices={cfg.trainer.devices}: in a sweep (-m) each process would start the sweep again; "
             "use one device a job, or run the jobs one by one"
         )
+    _show_profile(trainer)
     return trainer
+
+
+def _show_profile(trainer: "Trainer") -> None:
+    """The report of `trainer.profiler` in the terminal and in the run's folder; Lightning's own go to one of them."""
+    from lightning.pytorch.profilers import PassThroughProfiler
+
+    profiler: Any = trainer.profiler  # type: ignore[attr-defined]
+    if isinstance(profiler, PassThroughProfiler):
+        return
+    profiler.dirpath = profiler.dirpath or trainer.default_root_dir
+    profiler.filename = profiler.filename or "profile"
+    summarize = profiler.summary
+
+    def summary() -> str:
+        report = summarize()
+        if report and trainer.is_global_zero:
+            log.info("\n%s", report.strip())
+        return report
+
+    profiler.summary = summary
 
 
 def reset_swapped_targets(cfg: DictConfig) -> None:

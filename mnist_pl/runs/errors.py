@@ -8,7 +8,8 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from io import TextIOWrapper
+from io import BufferedWriter, FileIO, TextIOWrapper
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -27,9 +28,37 @@ def set_up_process() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints its own errors, on many lines
     logging.raiseExceptions = False  # a log file on a full disk; what matters more will not fit either, and says so
     threading.excepthook = _in_thread
-    for stream in (sys.stdout, sys.stderr):
+    set_up_streams()
+
+
+def set_up_streams() -> None:
+    """Any text can be printed, also where nobody reads it any more."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal may lack the letters of a file's name
+            stream.flush()
+            raw = _UntilClosed(stream.fileno(), "wb", closefd=False)
+            writer = TextIOWrapper(
+                BufferedWriter(raw) if isinstance(stream.buffer, BufferedWriter) else raw,  # python -u
+                stream.encoding,
+                "backslashreplace",  # a terminal may lack the letters of a file's name
+                line_buffering=stream.line_buffering,
+                write_through=stream.write_through,
+            )
+            setattr(sys, name, writer)
+
+
+class _UntilClosed(FileIO):
+    """What is written after the reader has gone (`| head`), or the terminal, goes nowhere: a training goes on."""
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return len(content)
 
 
 @contextmanager

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import OmegaConf
+
+from mnist_pl.storage import as_typed, printable
 
 RESUMED = "resumed"  # the name of the primary configuration with resume=
 RUNS = ("outputs", "multirun")  # where Hydra puts run folders, below the current one
+LIGHTNINGS = ("last", "best")  # words for the checkpoints of the newest run
 NEWEST = ("last.ckpt", "best.ckpt")  # a run that is killed as it writes its first ones has the best alone
 LABELLED = ("data", "model", "optimizer", "scheduler", "trainer")  # groups whose settings tell runs apart; not these:
 UNLABELLED = ("lr", "dataset", "data_dir", "mirrors", "fallback", "accelerator", "devices", "log_every_n_steps")
@@ -20,7 +24,7 @@ def said(resumed: str | None) -> tuple[dict[str, Any], list[str]]:
     hydra = HydraConfig.get()
     choices, overrides = dict(hydra.runtime.choices), list(hydra.overrides.task)
     if resumed is not None and hydra.job.config_name == RESUMED:
-        before = Path(resumed, ".hydra")
+        before = as_typed(resumed) / ".hydra"
         hydra_before = before / "hydra.yaml"
         if hydra_before.exists():
             earlier = OmegaConf.load(hydra_before).hydra.runtime.choices
@@ -50,23 +54,31 @@ def label(cfg: Any) -> str:
 
 
 def find(path: str | os.PathLike[str] | None, *names: str) -> Path:
-    """A checkpoint file, from its path, its run folder, or (None) the newest run; the first of `names` that is there.
+    """A checkpoint file, from its path or its run folder; the first of `names` that is there.
+
+    Or that of the newest run: None, and Lightning's words `last` and `best`.
 
     Raises:
         ValueError: there is none.
     """
-    if path is None:
-        found = [file for runs in RUNS for file in Path(runs).glob(f"**/checkpoints/{names[0]}")]
+    start = None if path is None else as_typed(path)
+    if start is None or (path in LIGHTNINGS and not start.exists()):
+        name = names[0] if path is None else f"{path}.ckpt"
+        found = [file for runs in RUNS for file in as_typed(runs).glob(f"**/checkpoints/{name}")]
+        hydra = HydraConfig.get() if HydraConfig.initialized() else None
+        if hydra is not None and hydra.mode == RunMode.MULTIRUN:  # whose jobs would start from one another
+            found = [file for file in found if not file.is_relative_to(as_typed(hydra.sweep.dir))]
         if not found:
-            raise ValueError(f"ckpt_path: no run below {' or '.join(RUNS)} has a checkpoint yet; run train.py first")
+            word = "ckpt_path" if path is None else f"ckpt_path={path}"
+            raise ValueError(f"{word}: no run below {' or '.join(RUNS)} has a checkpoint yet; run train.py first")
         return max(found, key=lambda file: file.stat().st_mtime)
-    places = [Path(path, folder, name) for name in names for folder in ("checkpoints", "")]
-    for candidate in (Path(path), *places):
+    places = [Path(start, folder, name) for name in names for folder in ("checkpoints", "")]
+    for candidate in (start, *places):
         if candidate.is_file():
             return candidate
-    is_folder = Path(path).is_dir()
+    is_folder = start.is_dir()
     missing = f"the folder holds no checkpoints/{names[0]}" if is_folder else "there is no such file or folder"
-    raise ValueError(f"ckpt_path={path}: {missing}")
+    raise ValueError(f"ckpt_path={printable(path)}: {missing}")
 
 
 def newest_run() -> Path:

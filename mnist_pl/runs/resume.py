@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_pl.runs.config import Train
 from mnist_pl.runs.folders import NEWEST, RESUMED, existing_checkpoint, find, key_of, newest_run, said
-from mnist_pl.storage import remove_parts, short_path, write
+from mnist_pl.storage import as_typed, as_word, quoted, read_value, remove_parts, short_path, write
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -45,14 +45,15 @@ def expand_resume(arguments: list[str], conf: Path) -> list[str]:
     """
     flags, words = _split(arguments)
     more = [word for word in words if key_of(word) != "resume"]
-    runs = [word.partition("=")[2].strip("'\"") for word in words if key_of(word) == "resume"]
+    typed = [word.partition("=")[2] for word in words if key_of(word) == "resume"]
+    runs = [text if (read := read_value(text)) is None else str(read) for text in typed]
     if not runs or runs[-1] == "null":
         return arguments
     if not runs[-1]:
         raise ValueError("resume= is empty; name a run folder, or say resume=last for the newest")
     if {"-m", "--multirun"} & set(flags):
         raise ValueError(f"resume={runs[-1]}: continues one run; leave out -m")
-    folder = newest_run() if runs[-1] == "last" else Path(runs[-1]).expanduser()
+    folder = newest_run() if runs[-1] == "last" else as_typed(runs[-1])
     if folder.suffix == ".ckpt":
         folder = folder.parent.parent
     config, overrides = (folder / ".hydra" / f"{name}.yaml" for name in ("config", "overrides"))
@@ -75,19 +76,19 @@ def expand_resume(arguments: list[str], conf: Path) -> list[str]:
         _store(OmegaConf.create(composed), folder, conf, [key_of(word) for word in more if "=" in word])
         more = [re.sub(r"^\+(?!\+)", "++", word) for word in more]  # it may have been added before
         flags = [flag for flag in flags if not flag.startswith(("--config-name", "-cn"))] + [f"--config-name={RESUMED}"]
-        more.append(f"resume={_quote(folder)}")  # for the further processes of DDP
+        more.append(f"resume={quoted(folder.absolute())}")  # for the further processes of DDP
     if any(key_of(word) == "fit" and word.partition("=")[2].lower() in FALSE for word in more):
-        return [*flags, *more, f"ckpt_path={_quote(folder)}"]  # in a folder of its own: the run's record stays as it is
-    places = [word.partition("=")[2].strip("'\"") for word in more if key_of(word) == "hydra.run.dir"]
-    if any(Path(place).absolute() != folder.absolute() for place in places):
+        return [*flags, *more, f"ckpt_path={quoted(folder)}"]  # in a folder of its own: the run's record stays as it is
+    places = [str(read_value(word.partition("=")[2])) for word in more if key_of(word) == "hydra.run.dir"]
+    if any(as_typed(place).absolute() != folder.absolute() for place in places):
         raise ValueError(
             f"hydra.run.dir={places[-1]}: resume= continues a run in its own folder; to continue in another, say "
-            f"ckpt_path={short_path(folder)}"
+            f"{as_word('ckpt_path', folder)}"
         )
     checkpoint = existing_checkpoint(folder)
     if checkpoint is not None:  # else it was killed before its first checkpoint, and starts again
-        more.append(f"ckpt_path={_quote(checkpoint)}")
-    return [*flags, *more, f"hydra.run.dir={_quote(folder)}"]
+        more.append(f"ckpt_path={quoted(checkpoint)}")
+    return [*flags, *more, f"hydra.run.dir={quoted(folder)}"]
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -109,7 +110,7 @@ def _store(settings: Any, folder: Path, conf: Path, keys: list[str]) -> None:
         if group in PRESETS:
             raise ValueError(
                 f"{group}: sets what resume= takes from the run; override single settings, or start a new run from "
-                f"its weights with ckpt_path={short_path(folder)}"
+                f"its weights with {as_word('ckpt_path', folder)}"
             )
         del settings[group]
     known = settings.keys() <= Train.__dataclass_fields__.keys()
@@ -117,10 +118,6 @@ def _store(settings: Any, folder: Path, conf: Path, keys: list[str]) -> None:
     program: Any = OmegaConf.load(conf / "train.yaml")
     node = {"defaults": [*defaults, {"override hydra/job_logging": "default"}], **settings}
     ConfigStore.instance().store(RESUMED, {**node, "hydra": program["hydra"]})
-
-
-def _quote(path: Path) -> str:
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def find_start(model: "DigitClassifier", trainer: "Trainer", fit: bool, ckpt_path: str | None) -> Path | None:
@@ -137,7 +134,7 @@ def find_start(model: "DigitClassifier", trainer: "Trainer", fit: bool, ckpt_pat
     if existing is not None and (start is None or not fit or not existing.samefile(start)):
         raise ValueError(
             f"hydra.run.dir={folder}: holds an existing run; choose another folder, or resume it with "
-            f"resume={short_path(folder)}"
+            f"{as_word('resume', folder)}"
         )
     if start is None:
         if not fit:
@@ -174,14 +171,14 @@ def check_consent(cfg: DictConfig) -> None:
         if not re.search(rf"(?<![\w.]){re.escape(target)}(?![\w.])", words):
             raise ValueError(
                 f"resume={short_path(cfg.resume)}: its {key} is {target}, which is not of this project, and may be a "
-                f"stranger's code; if you know it, say so: resume={short_path(cfg.resume)} {key}={target}"
+                f"stranger's code; if you know it, say so: {as_word('resume', cfg.resume)} {key}={target}"
             )
 
 
 def again(cfg: DictConfig, folder: str) -> str:
     """The words that resume the run in `folder`."""
     named = [f"{key}={target}" for key, target in _foreign(OmegaConf.to_container(cfg)).items()]
-    return " ".join([f"resume={short_path(folder)}", *named])
+    return " ".join([as_word("resume", folder), *named])
 
 
 def _foreign(settings: Any, key: str = "") -> dict[str, str]:

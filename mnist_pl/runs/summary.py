@@ -1,6 +1,7 @@
 """What a run says of itself: its first lines, summary.json, and the table at its end."""
 
 import json
+import re
 import shutil
 import subprocess
 import textwrap
@@ -19,7 +20,7 @@ from mnist_pl.engine.checkpoints import Best
 from mnist_pl.engine.record import Record
 from mnist_pl.models import DigitClassifier
 from mnist_pl.models.classifier import ADAM
-from mnist_pl.storage import short_path, write
+from mnist_pl.storage import as_word, in_shell, printable, short_path, write
 
 DIGIT = "vs_digit/acc_"  # what GatherAnswers logs
 
@@ -45,7 +46,7 @@ def header(trainer: Trainer, data: MNISTDataModule, facts: dict[str, Any]) -> st
         "model": f"{facts['model']}, {facts['parameters']:,} parameters",
         "with": f"{facts['optimizer']}, lr {facts['lr']:g}, batches of {facts['batch_size']}, seed {facts['seed']}",
         "on": _device(trainer),
-        "in": short_path(trainer.default_root_dir),
+        "in": printable(short_path(trainer.default_root_dir)),
     }
     wrap = partial(
         textwrap.fill, width=shutil.get_terminal_size().columns, subsequent_indent=" " * 10, break_long_words=False
@@ -132,13 +133,14 @@ def table(summary: dict[str, Any], trainer: Trainer) -> str:
         speed = f"{summary['images_per_second']:>12,.0f} images/s" if summary["images_per_second"] else ""
         lines.append(f"{'time':10}{summary['train_seconds']:>8.1f} s{speed}")
     where = short_path(trainer.default_root_dir)
-    more = {"all in": where}
+    more = {"all in": printable(where)}
     if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
-        more["look"] = f"tensorboard --logdir {where if Path(where).is_absolute() else Path(where).parts[0]}"
+        first = Path(where).parts[:1]
+        runs = where if first in ((), ("..",), (Path(where).anchor,)) else first[0]
+        more["look"] = "tensorboard --logdir " + in_shell(re.sub("^(?=[-~])", "./", runs))
     if summary["best_checkpoint"]:
-        more["predict"] = (
-            f"python predict.py ckpt_path={where if summary['train_seconds'] else summary['best_checkpoint']}"
-        )
+        tested = where if summary["train_seconds"] else summary["best_checkpoint"]
+        more["predict"] = f"python predict.py {as_word('ckpt_path', tested)}"
     if summary.get("ended_by"):
         more["ended"] = f"by {summary['ended_by']}, at step {summary['steps']:,}"
     return "\n".join([*lines, *(f"{name:10}{text}" for name, text in more.items())])
