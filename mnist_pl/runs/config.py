@@ -1,6 +1,7 @@
 """The schema of the two commands. Imports nothing heavy: --help is quick."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -16,10 +17,10 @@ class Train:
     data: Any = MISSING
     model: Any = MISSING
     optimizer: Any = MISSING
-    scheduler: Any = MISSING
+    scheduler: Any = None
     trainer: Any = MISSING
-    callbacks: Any = MISSING
-    logger: Any = MISSING
+    callbacks: Any = None
+    logger: Any = None
     seed: int = 1
     fit: bool = True
     ckpt_path: str | None = None
@@ -40,3 +41,23 @@ ConfigStore.instance().store("predict_schema", Predict)
 
 
 OmegaConf.register_new_resolver("label", lambda *, _root_: label(_root_), replace=True)
+
+
+def spell_out_none(arguments: list[str], conf: Path) -> list[str]:
+    """`scheduler=null`, `logger=false` and `~callbacks`, which Hydra has for single settings alone, as `none`.
+
+    `conf` is the folder of the groups.
+
+    Raises:
+        ValueError: the group has no option `none`.
+    """
+    spelt = []
+    for word in arguments:
+        group, _, value = word.removeprefix("~").partition("=")
+        if (word.startswith("~") and not value or value in ("null", "false")) and (conf / group).is_dir():
+            options = sorted(path.stem for path in (conf / group).glob("*.yaml"))
+            if group not in ("experiment", "sweep") and "none" not in options:
+                raise ValueError(f"{word}: {group} must be one of {', '.join(options)}")
+            word = f"{group}=none" if "none" in options else ""
+        spelt += [word] if word else []
+    return spelt
