@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 import warnings
 from contextlib import suppress
 from functools import partial
@@ -45,7 +46,9 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
     for message in KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     import torch
-    from lightning import seed_everything
+    from lightning import Trainer, seed_everything
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
 
     from mnist_pl.data import MNISTDataModule
     from mnist_pl.engine.memory import keep_freed_memory
@@ -66,15 +69,15 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
     seed_everything(cfg.seed, workers=True, verbose=False)
     with open_dict(cfg):
         reset_swapped_targets(cfg)
-        if cfg.trainer.precision == "16-mixed" and OmegaConf.select(cfg, "optimizer.fused", default=False) is None:
-            cfg.optimizer.fused = False  # whose scaled gradients cannot be clipped
-    check(cfg.optimizer, "optimizer")
+    check(cfg.optimizer, "optimizer", Optimizer)
     if cfg.scheduler:
         how = {"interval": Literal["step", "epoch"], "frequency": int, "strict": bool}
         words = {"all_steps": TRIED_STEPS, "lr": 0.1}
-        check(cfg.scheduler, "scheduler", {**how, "monitor": str | None, "name": str | None}, words)
-    for group in ("data", "model", "trainer"):
-        check(cfg[group], group)
+        check(cfg.scheduler, "scheduler", LRScheduler, {**how, "monitor": str | None, "name": str | None}, words)
+    for group, kind in {"data": MNISTDataModule, "model": DigitClassifier, "trainer": Trainer}.items():
+        check(cfg[group], group, kind)
+    if cfg.trainer.precision == "16-mixed" and cfg.optimizer.get("fused", False) is None:
+        cfg.optimizer.fused = False  # whose scaled gradients cannot be clipped
     data: MNISTDataModule = construct("data", _plain(cfg.data), _instantiate, MNISTDataModule)
     model: DigitClassifier = construct("model", _plain(cfg.model), _make_model, DigitClassifier)
     _try_optimizer_and_scheduler(model)
@@ -127,13 +130,15 @@ def _try_optimizer_and_scheduler(model: "DigitClassifier") -> None:
 
     def make_scheduler(settings: Any) -> Any:
         model.hparams["scheduler"] = settings
-        scheduler: Any = model.make_scheduler(model.make_optimizer(), TRIED_STEPS)
+        scheduler = model.make_scheduler(model.make_optimizer(), TRIED_STEPS)
         if settings.get("frequency", 1) < 1:
             raise ValueError(f"scheduler.frequency must be positive, got {settings['frequency']}")
         if isinstance(scheduler, ReduceLROnPlateau) and settings.get("monitor") is None:
             raise ValueError("scheduler.monitor must name the score that ReduceLROnPlateau watches, as val/loss")
-        if isinstance(scheduler, LRScheduler):
-            scheduler.step(*([1.0] if isinstance(scheduler, ReduceLROnPlateau) else []))
+        if isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step(1.0)
+        elif isinstance(scheduler, LRScheduler):
+            scheduler.step()
         return scheduler
 
     with torch.random.fork_rng(devices=[]):
@@ -157,6 +162,11 @@ def _make_trainer(cfg: DictConfig, data: "MNISTDataModule") -> "Trainer":
             "say trainer.accelerator=cpu, or auto to use one where there is one"
         )
     settings: dict[str, Any] = _plain(cfg.trainer)
+    cores = os.cpu_count() or 1
+    if str(settings["devices"]).isdigit() and int(settings["devices"]) > PROCESSES_FOR_A_CORE * cores:
+        raise ValueError(
+            f"trainer.devices={settings['devices']}: are as many processes, for this machine's {cores} cores"
+        )
     callbacks = _make_all(cfg.callbacks, "callbacks", Callback)
     loggers = _make_all(cfg.logger, "logger", Logger)
     if settings["barebones"]:
@@ -186,12 +196,25 @@ def _make_trainer(cfg: DictConfig, data: "MNISTDataModule") -> "Trainer":
     strategy = FastSingleDevice.where_it_fits(settings, strategy)
     more = {"callbacks": callbacks, "logger": loggers or False, "plugins": plugins, "strategy": strategy}
     trainer: Trainer = construct("trainer", settings, partial(_instantiate, recursive=True, **more), Trainer)
+    _check_processes(trainer)
+    return trainer
+
+
+def _check_processes(trainer: "Trainer") -> None:
+    """Raises ValueError where the processes of other machines would be waited for in vain, or a sweep started again."""
+    from lightning.fabric.plugins.environments import LightningEnvironment
+
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if trainer.num_nodes > 1 and isinstance(environment, LightningEnvironment) and "MASTER_ADDR" not in os.environ:
+        raise ValueError(
+            f"trainer.num_nodes={trainer.num_nodes}: neither SLURM nor torchrun has started this process, and "
+            "MASTER_ADDR does not say where the others are; say trainer.num_nodes=1"
+        )
     if trainer.world_size > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         raise ValueError(
-            f"trainer.devices={cfg.trainer.devices}: in a sweep (-m) each process would start the sweep again; "
+            f"trainer.devices={trainer.num_devices}: in a sweep (-m) each process would start the sweep again; "
             "use one device a job, or run the jobs one by one"
         )
-    return trainer
 
 
 def reset_swapped_targets(cfg: DictConfig) -> None:
@@ -200,7 +223,8 @@ def reset_swapped_targets(cfg: DictConfig) -> None:
     Of the settings of the option that was there before, those are kept that the command line overrides too, and those
     that refer to other settings (`${seed}`), where the class has them.
     """
-    overridden = {override.partition("=")[0].lstrip("+~") for override in HydraConfig.get().overrides.task}
+    said: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # values may refer to others
+    overridden = {override.partition("=")[0].lstrip("+~") for override in said}
     for group in [key.removesuffix("._target_") for key in overridden if key.endswith("._target_")]:
         node = OmegaConf.select(cfg, group)
         if not isinstance(node, DictConfig):
@@ -220,6 +244,6 @@ def _make_all(group: Any, name: str, kind: type) -> list[Any]:
     """A group of named nodes; null switches one off."""
     nodes = {f"{name}.{key}": group[key] for key in group or {} if group[key] is not None}
     for path, node in nodes.items():
-        check(node, path)
+        check(node, path, kind)
     make = partial(_instantiate, recursive=True)
     return [construct(path, _plain(node), make, kind) for path, node in nodes.items()]

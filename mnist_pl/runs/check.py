@@ -8,7 +8,6 @@ import inspect
 import os
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from datetime import timedelta
 from math import isfinite
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -38,15 +37,25 @@ LISTS = (list, tuple, collections.abc.Sequence, collections.abc.Iterable)
 FOR_EACH_WEIGHT = 16  # bytes: itself, its gradient, and Adam's two means
 
 
-def check(node: Any, name: str, extra: Mapping[str, Any] | None = None, words: Mapping[str, Any] | None = None) -> None:
+def check(
+    node: Any,
+    name: str,
+    kind: type = object,
+    extra: Mapping[str, Any] | None = None,
+    words: Mapping[str, Any] | None = None,
+) -> None:
     """Raises ValueError where a setting cannot be resolved, does not exist, or is of another kind than its class says.
 
-    `extra` are settings that the class does not take, with their kinds; `words` stand for other values.
+    The class is to be a `kind`. `extra` are settings that it does not take, with their kinds; `words` stand for other
+    values.
     """
     if not isinstance(node, DictConfig) or "_target_" not in node:
         raise ValueError(f"{name} must have a _target_, the class that it stands for")
-    known = parameters(target_of(node, name))
-    takes = {**(known or {}), **{key: (hint, None) for key, hint in (extra or {}).items()}}
+    target = target_of(node, name)
+    if inspect.isclass(target) and not issubclass(target, kind):
+        raise ValueError(f"{name}._target_={node._target_}: must be a {kind.__name__}")
+    known = parameters(target)
+    takes = {**(known or {}), **{key: (hint, inspect.Parameter.empty) for key, hint in (extra or {}).items()}}
     for key in map(str, node):
         value = _resolve(node, key, f"{name}.{key}")
         if key.startswith("_"):  # Hydra's
@@ -55,10 +64,10 @@ def check(node: Any, name: str, extra: Mapping[str, Any] | None = None, words: M
             raise ValueError(f"{name}.{key}: there is no such setting; {suggest(key, known)}")
         hint, default = takes.get(key, (Any, None))
         value = words.get(value, value) if words is not None and isinstance(value, str) else value
-        inner = [] if OmegaConf.is_interpolation(node, key) else list(_with_target(node[key], f"{name}.{key}"))
-        for path, part in inner:
-            check(part, path, extra, words)
-        if not (inner or fits(value, hint, default) or (value is None and default is None)):
+        if not OmegaConf.is_interpolation(node, key):
+            for path, part in _with_target(node[key], f"{name}.{key}"):
+                check(part, path, extra=extra, words=words)
+        if not (fits(value, hint, default) or (value is None and default is None)):
             raise ValueError(f"{name}.{key} must be {describe(hint)}, got {value!r}")
 
 
@@ -102,7 +111,11 @@ def parameters(target: Any) -> dict[str, tuple[Any, Any]] | None:
     """What a class or function takes: the kind and the default of each; None where it does not say."""
     known: dict[str, tuple[Any, Any]] = {}
     # A class that passes **keywords on takes those of its parent too.
-    owners = [kind.__init__ for kind in target.__mro__ if "__init__" in vars(kind)] if inspect.isclass(target) else []
+    owners: list[Any] = (
+        [vars(kind)["__init__"] for kind in target.__mro__ if "__init__" in vars(kind)]
+        if inspect.isclass(target)
+        else []
+    )
     for owner in owners or [target]:
         try:
             signature = inspect.signature(owner).parameters
@@ -136,9 +149,8 @@ def fits(value: Any, hint: Any, default: Any = None) -> bool:
             return False
         each = parts * len(value) if kind is not tuple or parts[1:] == (...,) else parts
         return not parts or len(each) == len(value) and all(map(fits, value, each))
-    if kind is timedelta:  # which no plain value is
-        return False
-    return not isinstance(kind, type) or kind is object or isinstance(value, kind)
+    made = kind not in KINDS and isinstance(value, dict) and "_target_" in value  # from what it holds
+    return made or not isinstance(kind, type) or isinstance(value, kind)
 
 
 def describe(hint: Any) -> str:
@@ -146,7 +158,7 @@ def describe(hint: Any) -> str:
     if kind is Literal:
         return " or ".join(map(str, parts))
     if kind in (Union, UnionType):
-        return " or ".join(dict.fromkeys(describe(part) for part in parts if part is not timedelta))
+        return " or ".join(dict.fromkeys(describe(part) for part in parts))
     if kind in LISTS:
         return "a list of " + (
             f"{len(parts)} numbers" if kind is tuple else describe(*parts[:1]).removeprefix("a ") + "s"
