@@ -33,6 +33,7 @@ KNOWN_WARNINGS = (
 )
 BAREBONES = {"num_sanity_val_steps": 0, "enable_checkpointing": False, "enable_progress_bar": False}
 BAREBONES |= {"log_every_n_steps": 0, "enable_model_summary": False}
+KNOWN_CALLBACKS = ("lightning.", "mnist_pl.engine.", "mnist_pl.figures.")
 TRIED_STEPS = 1000  # of a schedule, to see that it can be made; as good as any number
 PROCESSES_FOR_A_CORE = 8  # at the most; beyond that, it was not meant
 
@@ -57,6 +58,7 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
         logging.getLogger(name).handlers.clear()  # Hydra's prints and keeps the messages
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # what it has to say, it raises too
     keep_freed_memory()
     # A help for debugging, and 2 % of a run:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -76,12 +78,12 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
         check(cfg.scheduler, "scheduler", LRScheduler, {**how, "monitor": str | None, "name": str | None}, words)
     for group, kind in {"data": MNISTDataModule, "model": DigitClassifier, "trainer": Trainer}.items():
         check(cfg[group], group, kind)
-    if cfg.trainer.precision == "16-mixed" and cfg.optimizer.get("fused", False) is None:
+    if cfg.trainer.get("precision") == "16-mixed" and cfg.optimizer.get("fused", False) is None:
         cfg.optimizer.fused = False  # whose scaled gradients cannot be clipped
     data: MNISTDataModule = construct("data", _plain(cfg.data), _instantiate, MNISTDataModule)
     model: DigitClassifier = construct("model", _plain(cfg.model), _make_model, DigitClassifier)
     _try_optimizer_and_scheduler(model)
-    return data, model, _make_trainer(cfg, data)
+    return data, model, _make_trainer(cfg, data, model)
 
 
 def _plain(node: DictConfig) -> Any:
@@ -147,7 +149,7 @@ def _try_optimizer_and_scheduler(model: "DigitClassifier") -> None:
             construct("scheduler", model.hparams["scheduler"], make_scheduler, LRScheduler)
 
 
-def _make_trainer(cfg: DictConfig, data: "MNISTDataModule") -> "Trainer":
+def _make_trainer(cfg: DictConfig, data: "MNISTDataModule", model: "DigitClassifier") -> "Trainer":
     import torch
     from lightning import Trainer
     from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
@@ -156,12 +158,13 @@ def _make_trainer(cfg: DictConfig, data: "MNISTDataModule") -> "Trainer":
     from mnist_pl.engine.checkpoints import Best, DurableIO
     from mnist_pl.engine.strategy import FastSingleDevice
 
-    if cfg.trainer.accelerator in ("gpu", "cuda") and not (torch.cuda.is_available() or torch.mps.is_available()):
+    defaults = {key: default for key, (_, default) in (parameters(Trainer) or {}).items()}
+    settings: dict[str, Any] = {**defaults, **_plain(cfg.trainer)}
+    if settings["accelerator"] in ("gpu", "cuda") and not (torch.cuda.is_available() or torch.mps.is_available()):
         raise ValueError(
-            f"trainer.accelerator={cfg.trainer.accelerator}: PyTorch {torch.__version__} finds no GPU on this machine; "
+            f"trainer.accelerator={settings['accelerator']}: PyTorch {torch.__version__} finds no GPU on this machine; "
             "say trainer.accelerator=cpu, or auto to use one where there is one"
         )
-    settings: dict[str, Any] = _plain(cfg.trainer)
     cores = os.cpu_count() or 1
     if str(settings["devices"]).isdigit() and int(settings["devices"]) > PROCESSES_FOR_A_CORE * cores:
         raise ValueError(
@@ -171,33 +174,55 @@ def _make_trainer(cfg: DictConfig, data: "MNISTDataModule") -> "Trainer":
     loggers = _make_all(cfg.logger, "logger", Logger)
     if settings["barebones"]:
         settings |= BAREBONES
-        loggers = []
+        loggers = {}
     for name, kind in {"enable_checkpointing": Checkpoint, "enable_progress_bar": ProgressBar}.items():
         if settings[name] is False:
-            callbacks = [callback for callback in callbacks if not isinstance(callback, kind)]
+            callbacks = {path: callback for path, callback in callbacks.items() if not isinstance(callback, kind)}
         elif settings[name] is None:  # else Lightning adds one of its own to a run whose callbacks have none
-            settings[name] = any(isinstance(callback, kind) for callback in callbacks)
+            settings[name] = any(isinstance(callback, kind) for callback in callbacks.values())
     if data.hparams["val_size"] == 0 and not data.hparams["validate_on_test"]:
         settings["limit_val_batches"] = 0
     # The test images may be scored every epoch, as published scripts do, but nothing is ever chosen by them.
     if not data.selects or settings["limit_val_batches"] == 0:
-        for callback in callbacks:
+        for callback in callbacks.values():
             if isinstance(callback, Best):
                 callback.monitor = None
-    if settings["limit_val_batches"] == 0 and str((cfg.scheduler or {}).get("monitor")).startswith("val/"):
-        raise ValueError(
-            f"scheduler.monitor={cfg.scheduler.monitor}: there is no validation (data.val_size={cfg.data.val_size}); "
-            "say scheduler.monitor=train/loss, or hold images out"
-        )
+    _check_monitors({"scheduler": cfg.scheduler, **callbacks}, model, settings["limit_val_batches"] != 0)
     plugins = settings["plugins"] if isinstance(settings["plugins"], list) else [settings["plugins"]]
     plugins = [plugin for plugin in plugins if plugin is not None]
     plugins.append(DurableIO())
     strategy = settings["strategy"]
     strategy = FastSingleDevice.where_it_fits(settings, strategy)
-    more = {"callbacks": callbacks, "logger": loggers or False, "plugins": plugins, "strategy": strategy}
+    observers = {"callbacks": list(callbacks.values()), "logger": list(loggers.values()) or False}
+    more = {**observers, "plugins": plugins, "strategy": strategy}
     trainer: Trainer = construct("trainer", settings, partial(_instantiate, recursive=True, **more), Trainer)
     _check_processes(trainer)
     return trainer
+
+
+def _check_monitors(watching: dict[str, Any], model: "DigitClassifier", validates: bool) -> None:
+    """Raises ValueError where a schedule or a callback waits for a score that there will not be.
+
+    Only those of this project and Lightning's are known to log nothing else.
+    """
+    from mnist_pl.models import CNN, MLP
+
+    scores = [str(name) for name in model.train_scores]
+    scores += [str(name) for name in model.val_scores] if validates else []
+    callbacks = {type(callback).__module__ for path, callback in watching.items() if path != "scheduler"}
+    are_all = type(model) in (MLP, CNN) and all(module.startswith(KNOWN_CALLBACKS) for module in callbacks)
+    for path, watcher in watching.items():
+        look_up = partial(getattr, watcher) if path != "scheduler" else (watcher or {}).get
+        score, strict = look_up("monitor", None), look_up("strict", True)
+        if score is None or strict is False or score in scores:
+            continue
+        if not validates and score.startswith("val/"):
+            raise ValueError(
+                f"{path}.monitor={score}: there is no validation (data.val_size, trainer.limit_val_batches); say "
+                f"{path}.monitor=train/loss, or hold images out"
+            )
+        if are_all:
+            raise ValueError(f"{path}.monitor={score}: there is no such score; there are {', '.join(scores)}")
 
 
 def _check_processes(trainer: "Trainer") -> None:
@@ -240,10 +265,10 @@ def reset_swapped_targets(cfg: DictConfig) -> None:
             node.lr = default if isinstance(default, float) else 0.001
 
 
-def _make_all(group: Any, name: str, kind: type) -> list[Any]:
-    """A group of named nodes; null switches one off."""
+def _make_all(group: Any, name: str, kind: type) -> dict[str, Any]:
+    """Of a group of named nodes, by their whole names; null switches one off."""
     nodes = {f"{name}.{key}": group[key] for key in group or {} if group[key] is not None}
     for path, node in nodes.items():
         check(node, path, kind)
     make = partial(_instantiate, recursive=True)
-    return [construct(path, _plain(node), make, kind) for path, node in nodes.items()]
+    return {path: construct(path, _plain(node), make, kind) for path, node in nodes.items()}

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import MISSING, OmegaConf
 
 from mnist_pl.runs.folders import label
+
+PRESETS = ("experiment", "sweep")  # groups of which there may be none
 
 
 @dataclass
@@ -53,11 +56,15 @@ def spell_out_none(arguments: list[str], conf: Path) -> list[str]:
     """
     spelt = []
     for word in arguments:
-        group, _, value = word.removeprefix("~").partition("=")
-        if (word.startswith("~") and not value or value in ("null", "false")) and (conf / group).is_dir():
-            options = sorted(path.stem for path in (conf / group).glob("*.yaml"))
-            if group not in ("experiment", "sweep") and "none" not in options:
+        group = word.partition("=")[0].removeprefix("~")
+        if not word.startswith("-") and "/" not in group and group and (conf / group).is_dir():
+            override = OverridesParser.create().parse_override(word)
+            value, options = override.value(), sorted(path.stem for path in (conf / group).glob("*.yaml"))
+            if override.is_delete() or value is None or value is False:
+                if "none" not in options and group not in PRESETS:
+                    raise ValueError(f"{word}: {group} must be one of {', '.join(options)}")
+                word = f"{group}=none" if "none" in options else ""
+            elif isinstance(value, bool | int | float | dict):
                 raise ValueError(f"{word}: {group} must be one of {', '.join(options)}")
-            word = f"{group}=none" if "none" in options else ""
         spelt += [word] if word else []
     return spelt
