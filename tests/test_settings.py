@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import ROOT, Compose, Train
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.control import note
 from omegaconf import DictConfig, OmegaConf
+
+from mnist_pl.figures.plots import rows
+from mnist_pl.models import CNN
+from mnist_pl.runs.build import build
 
 TINY = ["data=digits", "model.hidden=[8]", "trainer.max_epochs=1", "trainer.max_steps=3", "trainer.log_every_n_steps=1"]
 TINY += [f"trainer.{name}=1" for name in ("num_sanity_val_steps", "limit_val_batches", "limit_test_batches")]
@@ -113,3 +118,96 @@ def test_any_value_of_any_setting(
 
     try_one()
     record_property("tried", tried)
+
+
+STOP = "+callbacks.stop={_target_:lightning.pytorch.callbacks.EarlyStopping,monitor:"
+
+
+@pytest.mark.parametrize(
+    ("word", "parts"),
+    [
+        ("model=cnn model.padding=-1", ["model.padding=-1"]),
+        ("model.hidden=[1000000000]", ["model.hidden", "memory"]),
+        ("data.seed=[0,0]", ["data.seed", "whole number", "[0, 0]"]),
+        ("scheduler=0.5", ["scheduler=0.5", "onecycle"]),
+        ("trainer.profiler=1", ["trainer.profiler", "1"]),
+        ("trainer.accumulate_grad_batches=abc", ["trainer.accumulate_grad_batches", "whole number", "'abc'"]),
+        ("optimizer.amsgrad=abc", ["optimizer.amsgrad", "true or false", "'abc'"]),
+        ("optimizer.lr='${oc.env:NOPE}'", ["optimizer.lr=${oc.env:NOPE}", "'NOPE' not found"]),
+        ("callbacks=default callbacks.projector.images=3.7", ["callbacks.projector.images", "whole number", "3.7"]),
+        ("trainer.max_epochs=-1", ["trainer.max_epochs=-1", "scheduler=none"]),
+        ("trainer.limit_train_batches=0", ["trainer.limit_train_batches=0", "scheduler=none"]),
+        ("scheduler.total_steps=5", ["scheduler.total_steps=5", "all_steps"]),
+        (STOP + "val_loss}", ["callbacks.stop.monitor=val_loss", "val/loss"]),
+        ("scheduler=plateau scheduler.monitor=val_loss", ["scheduler.monitor=val_loss", "val/loss"]),
+        ("model=cnn optimizer._target_=torch.optim.LBFGS", ["optimizer._target_=torch.optim.LBFGS"]),
+        ("trainer.precision=transformer-engine", ["trainer.precision=transformer-engine"]),
+        ("trainer.devices=1000000000", ["trainer.devices=1000000000", "cores"]),
+        ("trainer.num_nodes=2", ["trainer.num_nodes=2", "SLURM"]),
+        ("claim=nan", ["claim"]),
+    ],
+)
+def test_a_setting_is_named(train_here: Train, tmp_path: Path, word: str, parts: list[str]) -> None:
+    words = ["data=digits", "model=mlp", "callbacks=minimal", "logger=csv", "trainer.accelerator=cpu", *word.split()]
+    with pytest.raises(SystemExit) as ended:
+        train_here(*words)
+    line = str(ended.value.code)
+    assert line.startswith("error: ") and "\n" not in line
+    assert all(part in line for part in parts), line
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["scheduler=null", "logger=false", "callbacks=null"],
+        ["~scheduler", "~logger"],
+        ["trainer.limit_test_batches=0", "callbacks=default"],
+        ["trainer.precision=bf16-true", "callbacks=default"],
+        ["scheduler=none", "trainer.max_epochs=0"],
+        [STOP + "val/loss}", "trainer.max_steps=-1"],
+        ["trainer._target_=lightning.Trainer", "trainer.accelerator=cpu", "trainer.max_epochs=1"],
+    ],
+    ids=" ".join,
+)
+def test_a_setting_works(train_here: Train, tmp_path: Path, words: list[str]) -> None:
+    train_here(*TINY, "model=mlp", "callbacks=minimal", "logger=csv", *words)
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+PARTS = (
+    "{_target_: torch.optim.lr_scheduler.LinearLR, total_iters: 4}, {_target_: torch.optim.lr_scheduler.ExponentialLR"
+)
+OWN = {
+    "SequentialLR": f"schedulers: [{PARTS}, gamma: 0.5}}]\nmilestones: [5]\ninterval: step",
+    "ChainedScheduler": f"schedulers: [{PARTS}, gamma: 0.5}}]\ninterval: step",
+    "ReduceLROnPlateau": "monitor: train/loss",
+    "StepLR": "step_size: 1",  # Lightning's default interval: an epoch
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_schedule_of_ones_own(train_here: Train, tmp_path: Path, name: str) -> None:
+    """In a file; resumed in mid-course, its rates are those of a run that never stopped."""
+    (tmp_path / "conf" / "scheduler").mkdir(parents=True)
+    text = f"_target_: torch.optim.lr_scheduler.{name}\n{OWN[name]}\n"
+    (tmp_path / "conf" / "scheduler" / "own.yaml").write_text(text)
+    words = [*TINY[:2], "model=mlp", "callbacks=minimal", "logger=csv", "data.batch_size=433", "scheduler=own"]
+    words += ["trainer.log_every_n_steps=1", f"hydra.searchpath=[file://{tmp_path}/conf]"]
+    train_here(*words, "trainer.max_epochs=4", folder="whole")
+    train_here(*words, "trainer.max_epochs=2", folder="half")
+    train_here(*words, "trainer.max_epochs=4", "ckpt_path=half", folder="more")
+    whole, half, more = (
+        [row["lr"] for row in rows(tmp_path / run / "metrics.csv") if "lr" in row] for run in ("whole", "half", "more")
+    )
+    assert len(whole) == 12 and half + more == whole
+
+
+def test_looking_ahead_draws_no_random_numbers(compose: Compose) -> None:
+    """The weights are those that come first after the seed, and the next number is the one after them."""
+    data, model, _ = build(compose("data=digits", "model.dropout=0.5", "callbacks=minimal", "logger=csv", "seed=3"))
+    after = torch.rand(3)
+    torch.manual_seed(3)
+    plain = CNN(dropout=0.5)
+    assert all(torch.equal(weights, plain.state_dict()[name]) for name, weights in model.state_dict().items())
+    assert torch.equal(after, torch.rand(3))
