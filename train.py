@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_pl.runs import config  # noqa: F401  # registers the schema
 from mnist_pl.runs.build import build
+from mnist_pl.runs.config import spell_out_none  # which also registers the schema
 from mnist_pl.runs.errors import one_line_errors, set_up_process
 from mnist_pl.runs.folders import label, said
 from mnist_pl.runs.resume import again, changes, check_consent, expand_resume, find_start, fit, remember
@@ -93,5 +93,6 @@ def run(
 if __name__ == "__main__":
     set_up_process()
     with one_line_errors():
-        sys.argv[1:] = expand_resume(sys.argv[1:], Path(__file__).with_name("conf"))
+        conf = Path(__file__).with_name("conf")
+        sys.argv[1:] = expand_resume(spell_out_none(sys.argv[1:], conf), conf)
         main()

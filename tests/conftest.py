@@ -156,13 +156,14 @@ def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unchanged_process: 
     from omegaconf import open_dict
 
     from mnist_pl.data import EMBEDDED
+    from mnist_pl.runs.config import spell_out_none
     from mnist_pl.runs.resume import expand_resume  # registers the schema
 
     monkeypatch.setitem(EMBEDDED, "digits", _digits)  # enlarged once
     monkeypatch.chdir(tmp_path)
 
     def composed(*words: str, folder: str = "run") -> "DictConfig":
-        name, resumed = "train", expand_resume(list(words), ROOT / "conf")
+        name, resumed = "train", expand_resume(spell_out_none(list(words), ROOT / "conf"), ROOT / "conf")
         for word in resumed:
             name = word.partition("--config-name=")[2] or name
             folder = word.partition("hydra.run.dir=")[2].strip("'") or folder

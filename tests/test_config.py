@@ -37,7 +37,7 @@ from conftest import ROOT, Run, Train, one_line
         ("model.label_smoothing=1", ["model.label_smoothing", "1"]),
         ("model._target_=mnist_pl.models.CNM", ["model", "CNM"]),
         ("+model.width=3", ["model.width", "no such setting"]),
-        ("scheduler=step scheduler.step_size=two", ["scheduler: ", "'str'"]),
+        ("scheduler=step scheduler.step_size=two", ["scheduler.step_size", "whole number", "'two'"]),
         ("+scheduler.gama=3", ["scheduler.gama", "no such setting"]),
         ("trainer.accelerator=gpu", ["trainer.accelerator=gpu", "no GPU", "trainer.accelerator=cpu"]),
         ("trainer.accelerator=abacus", ["trainer", "abacus"]),

@@ -1,7 +1,7 @@
 """Several optimiser steps in one round of Lightning's loop, and the images on the device once.
 
 Buys: an epoch of seed_mlp in 1.3 x the bare loop instead of 1.8 x; the same weights to the last bit.
-Without it: delete `strategy = FastSingleDevice.where_it_fits(cfg.trainer, strategy)` in runs/build.py.
+Without it: delete `strategy = FastSingleDevice.where_it_fits(settings, strategy)` in runs/build.py.
 """
 
 from collections.abc import Mapping

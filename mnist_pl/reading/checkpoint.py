@@ -96,7 +96,7 @@ def load_model(path: Path) -> tuple[DigitClassifier, dict[str, Any]]:
         with torch.device("meta"):  # shapes without memory, whatever sizes a stranger's file asks for
             sketch = classes[checkpoint["model"]](**settings).eval()
             _compare(sketch, weights)
-            _measure(sketch)
+            measure(sketch)
         if not all(tensor.isfinite().all() for tensor in weights.values()):
             raise ValueError("some of its weights are NaN or infinite")
         model = classes[checkpoint["model"]](**settings)
@@ -107,7 +107,7 @@ def load_model(path: Path) -> tuple[DigitClassifier, dict[str, Any]]:
     return model.eval(), checkpoint
 
 
-def _measure(sketch: DigitClassifier) -> None:
+def measure(sketch: DigitClassifier) -> None:
     """Raises ValueError where one layer's answer to one image is larger than this project's networks make sense of."""
     sizes: list[int] = []
     for layer in sketch.modules():

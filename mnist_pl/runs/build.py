@@ -1,22 +1,22 @@
 """Configuration -> data, model, trainer. Everything is built before anything is done: a bad setting fails at once."""
 
-import inspect
+import copy
 import logging
+import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
+from functools import partial
+from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from mnist_pl.runs.errors import suggest
+from mnist_pl.runs.check import check, check_size, construct, parameters, target_of, try_step
 from mnist_pl.runs.folders import RESUMED
-from mnist_pl.storage import one_line
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -37,6 +37,9 @@ KNOWN_WARNINGS = (
 )
 BAREBONES = {"num_sanity_val_steps": 0, "enable_checkpointing": False, "enable_progress_bar": False}
 BAREBONES |= {"log_every_n_steps": 0, "enable_model_summary": False}
+KNOWN_CALLBACKS = ("lightning.", "mnist_pl.engine.", "mnist_pl.figures.")
+TRIED_STEPS = 1000  # of a schedule, to see that it can be made; as good as any number
+PROCESSES_FOR_A_CORE = 8  # at the most; beyond that, it was not meant
 
 
 def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]":
@@ -48,17 +51,20 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
     for message in KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     import torch
-    from lightning import seed_everything
-    from torch.optim.lr_scheduler import ReduceLROnPlateau
+    from lightning import Trainer, seed_everything
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
 
+    from mnist_pl.data import MNISTDataModule
     from mnist_pl.engine.memory import keep_freed_memory
-    from mnist_pl.models.classifier import HOW
+    from mnist_pl.models import DigitClassifier
 
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).handlers.clear()  # Hydra's print and keep the messages
         logging.getLogger(name).propagate = True
     for handler in logging.root.handlers:
         handler.addFilter(_is_asked_for)
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # what it has to say, it raises too
     keep_freed_memory()
     # A help for debugging, and 2 % of a run:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -66,20 +72,24 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
         raise ValueError(f"seed must be a whole number from 0 to {2**32 - 1}, got {cfg.seed}")
     if cfg.resume is not None and HydraConfig.get().job.config_name != RESUMED:
         raise ValueError(f"resume={cfg.resume}: is read from the command line alone, and continues one run")
+    if cfg.claim is not None and not isfinite(cfg.claim):
+        raise ValueError(f"claim must be an accuracy in percent, got {cfg.claim}")
     seed_everything(cfg.seed, workers=True, verbose=False)
     with open_dict(cfg):
         reset_swapped_targets(cfg)
-        if cfg.trainer.precision == "16-mixed" and OmegaConf.select(cfg, "optimizer.fused", default=False) is None:
-            cfg.optimizer.fused = False  # whose scaled gradients cannot be clipped
-    data = make(cfg.data, "data", _recursive_=False)
-    model = make(cfg.model, "model", _recursive_=False)
-    with _named("optimizer", cfg.optimizer):
-        optimizer = model.make_optimizer()
+    check(cfg.optimizer, "optimizer", Optimizer)
     if cfg.scheduler:
-        with _named("scheduler", cfg.scheduler, extra=HOW):
-            scheduler: Any = model.make_scheduler(optimizer, 1000)  # as good as any number, to see that it works
-            scheduler.step(*([1.0] if isinstance(scheduler, ReduceLROnPlateau) else []))
-    return data, model, _make_trainer(cfg, data)
+        how = {"interval": Literal["step", "epoch"], "frequency": int, "strict": bool}
+        words = {"all_steps": TRIED_STEPS, "lr": 0.1}
+        check(cfg.scheduler, "scheduler", LRScheduler, {**how, "monitor": str | None, "name": str | None}, words)
+    for group, kind in {"data": MNISTDataModule, "model": DigitClassifier, "trainer": Trainer}.items():
+        check(cfg[group], group, kind)
+    if cfg.trainer.get("precision") == "16-mixed" and cfg.optimizer.get("fused", False) is None:
+        cfg.optimizer.fused = False  # whose scaled gradients cannot be clipped
+    data: MNISTDataModule = construct("data", _plain(cfg.data), _instantiate, MNISTDataModule)
+    model: DigitClassifier = construct("model", _plain(cfg.model), _make_model, DigitClassifier)
+    _try_optimizer_and_scheduler(model)
+    return data, model, _make_trainer(cfg, data, model)
 
 
 def _is_asked_for(record: logging.LogRecord) -> bool:
@@ -91,55 +101,161 @@ def _is_asked_for(record: logging.LogRecord) -> bool:
     return not own or record.levelno > logging.INFO or where.parent.name in ("callbacks", "tuner")
 
 
-def _make_trainer(cfg: DictConfig, data: "MNISTDataModule") -> "Trainer":
+def _plain(node: DictConfig) -> Any:
+    return OmegaConf.to_container(node, resolve=True)
+
+
+def _instantiate(settings: Any, recursive: bool = False, **more: Any) -> Any:
+    return instantiate(settings, **more, _recursive_=recursive, _convert_="all")
+
+
+def _make_model(settings: Any) -> Any:
+    """Its size is looked at before it takes memory; whether it can be trained, of a copy that takes a first step."""
     import torch
+
+    from mnist_pl.models import DigitClassifier
+
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        sketch = None
+        with suppress(Exception):  # not every network can be without numbers
+            sketch = _instantiate(settings)
+        if isinstance(sketch, DigitClassifier):
+            check_size(sketch)
+    model = _instantiate(settings)
+    if isinstance(model, DigitClassifier):
+        with torch.random.fork_rng(devices=[]):
+            try_step(copy.deepcopy(model))
+    return model
+
+
+def _try_optimizer_and_scheduler(model: "DigitClassifier") -> None:
+    """Raises ValueError where the one or the other cannot be made, or fails in its first step."""
+    import torch
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+    from mnist_pl.models.classifier import ADAM
+
+    model = copy.deepcopy(model)
+
+    def make_optimizer(settings: Any) -> Any:
+        model.hparams["optimizer"] = settings
+        optimizer = model.make_optimizer()
+        if isinstance(optimizer, Optimizer):
+            try_step(model, optimizer)
+        return optimizer
+
+    def make_scheduler(settings: Any) -> Any:
+        model.hparams["scheduler"] = settings
+        scheduler = model.make_scheduler(model.make_optimizer(), TRIED_STEPS)
+        if settings.get("frequency", 1) < 1:
+            raise ValueError(f"scheduler.frequency must be positive, got {settings['frequency']}")
+        if isinstance(scheduler, ReduceLROnPlateau) and settings.get("monitor") is None:
+            raise ValueError("scheduler.monitor must name the score that ReduceLROnPlateau watches, as val/loss")
+        if isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step(1.0)
+        elif isinstance(scheduler, LRScheduler):
+            scheduler.step()
+        return scheduler
+
+    with torch.random.fork_rng(devices=[]):
+        construct("optimizer", model.hparams["optimizer"] or ADAM, make_optimizer, Optimizer)
+        if model.hparams["scheduler"]:
+            construct("scheduler", model.hparams["scheduler"], make_scheduler, LRScheduler)
+
+
+def _make_trainer(cfg: DictConfig, data: "MNISTDataModule", model: "DigitClassifier") -> "Trainer":
+    import torch
+    from lightning import Trainer
     from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
     from lightning.pytorch.loggers import Logger
 
     from mnist_pl.engine.checkpoints import Best, DurableIO
     from mnist_pl.engine.strategy import FastSingleDevice
 
-    if cfg.trainer.accelerator in ("gpu", "cuda") and not (torch.cuda.is_available() or torch.mps.is_available()):
+    defaults = {key: default for key, (_, default) in (parameters(Trainer) or {}).items()}
+    settings: dict[str, Any] = {**defaults, **_plain(cfg.trainer)}
+    if settings["accelerator"] in ("gpu", "cuda") and not (torch.cuda.is_available() or torch.mps.is_available()):
         raise ValueError(
-            f"trainer.accelerator={cfg.trainer.accelerator}: PyTorch {torch.__version__} finds no GPU on this machine; "
+            f"trainer.accelerator={settings['accelerator']}: PyTorch {torch.__version__} finds no GPU on this machine; "
             "say trainer.accelerator=cpu, or auto to use one where there is one"
         )
-    settings: dict[str, Any] = dict(cfg.trainer)
+    cores = os.cpu_count() or 1
+    if str(settings["devices"]).isdigit() and int(settings["devices"]) > PROCESSES_FOR_A_CORE * cores:
+        raise ValueError(
+            f"trainer.devices={settings['devices']}: are as many processes, for this machine's {cores} cores"
+        )
     callbacks = _make_all(cfg.callbacks, "callbacks", Callback)
     loggers = _make_all(cfg.logger, "logger", Logger)
     if settings["barebones"]:
         settings |= BAREBONES
-        loggers = []
+        loggers = {}
     for name, kind in {"enable_checkpointing": Checkpoint, "enable_progress_bar": ProgressBar}.items():
         if settings[name] is False:
-            callbacks = [callback for callback in callbacks if not isinstance(callback, kind)]
+            callbacks = {path: callback for path, callback in callbacks.items() if not isinstance(callback, kind)}
         elif settings[name] is None:  # else Lightning adds one of its own to a run whose callbacks have none
-            settings[name] = any(isinstance(callback, kind) for callback in callbacks)
+            settings[name] = any(isinstance(callback, kind) for callback in callbacks.values())
     if data.hparams["val_size"] == 0 and not data.hparams["validate_on_test"]:
         settings["limit_val_batches"] = 0
     # The test images may be scored every epoch, as published scripts do, but nothing is ever chosen by them.
     if not data.selects or settings["limit_val_batches"] == 0:
-        for callback in callbacks:
+        for callback in callbacks.values():
             if isinstance(callback, Best):
                 callback.monitor = None
-    if settings["limit_val_batches"] == 0 and str((cfg.scheduler or {}).get("monitor")).startswith("val/"):
-        raise ValueError(
-            f"scheduler.monitor={cfg.scheduler.monitor}: there is no validation (data.val_size={cfg.data.val_size}); "
-            "say scheduler.monitor=train/loss, or hold images out"
-        )
-    plugins = list(cfg.trainer.plugins or [])
+    _check_monitors({"scheduler": cfg.scheduler, **callbacks}, model, settings["limit_val_batches"] != 0)
+    plugins = settings["plugins"] if isinstance(settings["plugins"], list) else [settings["plugins"]]
+    plugins = [plugin for plugin in plugins if plugin is not None]
     plugins.append(DurableIO())
-    strategy = cfg.trainer.strategy
-    strategy = FastSingleDevice.where_it_fits(cfg.trainer, strategy)
-    more = {"callbacks": callbacks, "logger": loggers or False, "plugins": plugins, "strategy": strategy}
-    trainer = make(OmegaConf.create(settings), "trainer", **more)
-    if trainer.world_size > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise ValueError(
-            f"trainer.devices={cfg.trainer.devices}: in a sweep (-m) each process would start the sweep again; "
-            "use one device a job, or run the jobs one by one"
-        )
+    strategy = settings["strategy"]
+    strategy = FastSingleDevice.where_it_fits(settings, strategy)
+    observers = {"callbacks": list(callbacks.values()), "logger": list(loggers.values()) or False}
+    more = {**observers, "plugins": plugins, "strategy": strategy}
+    trainer: Trainer = construct("trainer", settings, partial(_instantiate, recursive=True, **more), Trainer)
+    _check_processes(trainer)
     _show_profile(trainer)
     return trainer
+
+
+def _check_monitors(watching: dict[str, Any], model: "DigitClassifier", validates: bool) -> None:
+    """Raises ValueError where a schedule or a callback waits for a score that there will not be.
+
+    Only those of this project and Lightning's are known to log nothing else.
+    """
+    from mnist_pl.models import CNN, MLP
+
+    scores = [str(name) for name in model.train_scores]
+    scores += [str(name) for name in model.val_scores] if validates else []
+    callbacks = {type(callback).__module__ for path, callback in watching.items() if path != "scheduler"}
+    are_all = type(model) in (MLP, CNN) and all(module.startswith(KNOWN_CALLBACKS) for module in callbacks)
+    for path, watcher in watching.items():
+        look_up = partial(getattr, watcher) if path != "scheduler" else (watcher or {}).get
+        score, strict = look_up("monitor", None), look_up("strict", True)
+        if score is None or strict is False or score in scores:
+            continue
+        if not validates and score.startswith("val/"):
+            raise ValueError(
+                f"{path}.monitor={score}: there is no validation (data.val_size, trainer.limit_val_batches); say "
+                f"{path}.monitor=train/loss, or hold images out"
+            )
+        if are_all:
+            raise ValueError(f"{path}.monitor={score}: there is no such score; there are {', '.join(scores)}")
+
+
+def _check_processes(trainer: "Trainer") -> None:
+    """Raises ValueError where the processes of other machines would be waited for in vain, or a sweep started again."""
+    from lightning.fabric.plugins.environments import LightningEnvironment
+
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if trainer.num_nodes > 1 and isinstance(environment, LightningEnvironment) and "MASTER_ADDR" not in os.environ:
+        raise ValueError(
+            f"trainer.num_nodes={trainer.num_nodes}: neither SLURM nor torchrun has started this process, and "
+            "MASTER_ADDR does not say where the others are; say trainer.num_nodes=1"
+        )
+    if trainer.world_size > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise ValueError(
+            f"trainer.devices={trainer.num_devices}: in a sweep (-m) each process would start the sweep again; "
+            "use one device a job, or run the jobs one by one"
+        )
 
 
 def _show_profile(trainer: "Trainer") -> None:
@@ -168,72 +284,27 @@ def reset_swapped_targets(cfg: DictConfig) -> None:
     Of the settings of the option that was there before, those are kept that the command line overrides too, and those
     that refer to other settings (`${seed}`), where the class has them.
     """
-    overridden = {override.partition("=")[0].lstrip("+~") for override in HydraConfig.get().overrides.task}
+    said: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # values may refer to others
+    overridden = {override.partition("=")[0].lstrip("+~") for override in said}
     for group in [key.removesuffix("._target_") for key in overridden if key.endswith("._target_")]:
         node = OmegaConf.select(cfg, group)
         if not isinstance(node, DictConfig):
             continue
-        with _named(group, node, check=False):
-            known = _parameters(get_object(node._target_))
+        known = parameters(target_of(node, group))
         for key in [key for key in map(str, node) if key != "_target_"]:
             refers = OmegaConf.is_interpolation(node, key) and (known is None or key in known)
             path = f"{group}.{key}"
             if not refers and not any(one == path or one.startswith(path + ".") for one in overridden):
                 del node[key]
         if group == "optimizer" and "lr" not in node:
-            default = inspect.signature(get_object(node._target_)).parameters.get("lr")
-            node.lr = 0.001 if default is None or not isinstance(default.default, float) else default.default
+            default = (known or {}).get("lr", (None, None))[1]
+            node.lr = default if isinstance(default, float) else 0.001
 
 
-def make(node: Any, name: str, **more: Any) -> Any:
-    """Instantiates one node of the configuration from plain values."""
-    with _named(name, node):
-        return instantiate(node, _convert_="all", **more)
-
-
-def _make_all(group: Any, name: str, kind: type) -> list[Any]:
-    """A group of named nodes; null switches one off."""
-    made = {f"{name}.{key}": make(node, f"{name}.{key}") for key, node in (group or {}).items() if node is not None}
-    for key, item in made.items():
-        if not isinstance(item, kind):  # without a `_target_`, Hydra hands back the plain node
-            raise ValueError(f"{key} must have a _target_ that is a {kind.__name__}, got {item!r}")
-    return list(made.values())
-
-
-@contextmanager
-def _named(name: str, node: Any, extra: tuple[str, ...] = (), check: bool = True) -> Iterator[None]:
-    """Errors of a constructor, as one line that names the setting."""
-    if not isinstance(node, DictConfig) or "_target_" not in node:
-        raise ValueError(f"{name} must have a _target_, the class that it stands for")
-    try:
-        if check:
-            _check_keys(name, node, extra)
-        yield
-    except (InstantiationException, ImportError, TypeError, ValueError) as error:
-        cause: BaseException = error
-        while isinstance(cause, InstantiationException) and cause.__cause__:
-            cause = cause.__cause__
-        line = one_line(cause)
-        raise ValueError(line if line.startswith(name) else f"{name}: {line}") from error
-
-
-def _check_keys(name: str, node: DictConfig, extra: tuple[str, ...]) -> None:
-    known = _parameters(get_object(node._target_))
-    for key in map(str, node):
-        if known is not None and key not in {*known, *extra} and not key.startswith("_"):
-            raise ValueError(f"{name}.{key}: there is no such setting; {suggest(key, known)}")
-
-
-def _parameters(target: Any) -> set[str] | None:
-    """What a class or function takes; None where it does not say."""
-    known: set[str] = set()
-    # A class that passes **keywords on takes those of its parent too.
-    for owner in [kind for kind in target.__mro__ if "__init__" in vars(kind)] if inspect.isclass(target) else [target]:
-        try:
-            parameters = inspect.signature(owner).parameters
-        except ValueError:  # some builtins do not say
-            return None
-        known |= {key for key, value in parameters.items() if value.kind is not value.VAR_KEYWORD}
-        if all(value.kind is not value.VAR_KEYWORD for value in parameters.values()):
-            break
-    return known
+def _make_all(group: Any, name: str, kind: type) -> dict[str, Any]:
+    """Of a group of named nodes, by their whole names; null switches one off."""
+    nodes = {f"{name}.{key}": group[key] for key in group or {} if group[key] is not None}
+    for path, node in nodes.items():
+        check(node, path, kind)
+    make = partial(_instantiate, recursive=True)
+    return {path: construct(path, _plain(node), make, kind) for path, node in nodes.items()}

@@ -88,7 +88,7 @@ def is_users(error: Exception) -> bool:
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
         kinds = (*kinds, MisconfigurationException)
-    return isinstance(error, kinds)
+    return isinstance(error, kinds) or str(error).startswith("Early stopping conditioned on metric")
 
 
 def explain(error: Exception) -> str:
