@@ -193,9 +193,7 @@ def test_every_picture_that_is_named_is_looked_at(tmp_path: Path, monkeypatch: p
         find_pictures("-")
 
 
-def test_what_is_refused_keeps_nothing_else_back(
-    run: Run, trained: Path, drawn: Path, tmp_path: Path
-) -> None:
+def test_what_is_refused_keeps_nothing_else_back(run: Run, trained: Path, drawn: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     picture = str(next(drawn.glob("*.PNG")).relative_to(tmp_path))
     words = [f"ckpt_path={trained}", "nix.png", picture, "empty", "hydra.job.chdir=true"]
