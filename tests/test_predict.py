@@ -185,6 +185,7 @@ def test_every_picture_that_is_named_is_looked_at(tmp_path: Path, monkeypatch: p
     assert named("input=[12].png") == ["1.png", "2.png"]
     assert named("input=~/1.png", "~/nix.png", "1.png") == [f"{tmp_path}/1.png", f"{tmp_path}/nix.png", "1.png"]
     assert named("--config-dir", "conf", "nix.png") == ["nix.png"]
+    (tmp_path / "null").unlink()
     assert expand_input(["seed=1", "input=null"]) == ["seed=1"]
     for words in (["input="], ["input=''"], ["1.png", ""]):
         with pytest.raises(ValueError, match="input= is empty"):
