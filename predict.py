@@ -169,7 +169,7 @@ def expand_input(arguments: list[str]) -> list[str]:
         elif os.path.lexists(word) or word == "-" or not (is_setting or word.startswith("-")):
             named += _listed(word)
         elif key_of(key) == "input":
-            named += _listed(value) if value != "null" else []
+            named += _listed(value) if value != "null" or os.path.lexists(value) else []
         else:
             others.append(word)
     if "" in named:

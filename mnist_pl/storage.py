@@ -67,7 +67,7 @@ def short_path(path: str | os.PathLike[str]) -> str:
 def as_word(key: str, path: str | os.PathLike[str]) -> str:
     """`key=path`, to be pasted into a shell: quoted for that and for Hydra, where the path needs it."""
     text = short_path(path)
-    if text in ("last", "best") or text.startswith("~"):  # which would stand for something else
+    if text in ("last", "best", "null") or text.startswith("~"):  # which would stand for something else
         text = os.path.abspath(text)
     return in_shell(f"{key}={text if read_value(text) == text and '$' not in text else quoted(text)}")
 

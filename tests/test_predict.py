@@ -19,7 +19,8 @@ from mnist_pl.data.digits import embedded_digits
 from mnist_pl.reading.checkpoint import load_model
 from mnist_pl.reading.pictures import find_pictures
 from mnist_pl.runs.folders import find
-from mnist_pl.storage import printable
+from mnist_pl.storage import printable, quoted, read_value
+from predict import BETWEEN, expand_input
 
 
 @pytest.fixture
@@ -163,3 +164,58 @@ def test_a_run_folder_is_not_written_over(run: Run, trained: Path, tmp_path: Pat
     sweep = ["hydra.sweep.dir=outputs", "hydra.sweep.subdir=run", "seed=2"]
     assert "outputs/0 failed" in run("train.py", "-m", "data=digits", "model=mlp", *sweep).err
     assert {path: path.read_bytes() for path in folder.glob("**/*") if path.is_file()} == before
+
+
+def test_every_picture_that_is_named_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However a shell or Hydra name it; what is not there is left to be refused by name."""
+    names = ["1.png", "2.png", "a b.png", "a,b.png", "a[1].png", "it's.png", "${x}.png", "-x.png", "seed=3.png"]
+    names += ["new\nline.png", "\udcff.png", "~", "null", "*.png", "back\\.png"]
+    for name in names:
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def named(*words: str) -> list[str]:
+        return read_value(expand_input(["-m", "seed=1", *words])[-1].partition("=")[2]).split(BETWEEN)
+
+    assert named(*names) == named(*(f"input={name}" for name in names)) == named("--", *names) == names
+    assert named(*(f"input={quoted(name)}" for name in names if name != "*.png")) == [n for n in names if n != "*.png"]
+    for words in (["1.png,2.png"], ["input=1.png,2.png"], ["input=[1.png,'2.png']"], ["input=1.png", "2.png"]):
+        assert named(*words) == ["1.png", "2.png"]
+    assert named("input=[12].png") == ["1.png", "2.png"]
+    assert named("input=~/1.png", "~/nix.png", "1.png") == [f"{tmp_path}/1.png", f"{tmp_path}/nix.png", "1.png"]
+    assert named("--config-dir", "conf", "nix.png") == ["nix.png"]
+    (tmp_path / "null").unlink()
+    assert expand_input(["seed=1", "input=null"]) == ["seed=1"]
+    for words in (["input="], ["input=''"], ["1.png", ""]):
+        with pytest.raises(ValueError, match="input= is empty"):
+            expand_input(words)
+    with pytest.raises(ValueError, match="input=-: pictures are read from files"):
+        find_pictures("-")
+
+
+def test_what_is_refused_keeps_nothing_else_back(run: Run, trained: Path, drawn: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    picture = str(next(drawn.glob("*.PNG")).relative_to(tmp_path))
+    words = [f"ckpt_path={trained}", "nix.png", picture, "empty", "hydra.job.chdir=true"]
+    ended = run("predict.py", *words)
+    assert ended.code == 1 and f"{picture}  " in ended.out
+    refused = [line.split(": ")[1] for line in ended.err.splitlines()]
+    assert refused == ["input=nix.png", "input=empty"]
+    run("predict.py", "-m", f"ckpt_path={trained},{trained}", "nix.png", picture)
+    assert len(list(tmp_path.glob("predictions/*/*/?/predictions.csv"))) == 2
+    assert not (tmp_path / "multirun").exists()
+
+
+def test_lightnings_words_mean_the_newest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for age, run_folder in enumerate(("outputs/old", "multirun/new/0")):
+        for name in ("last.ckpt", "best.ckpt"):
+            path = tmp_path / run_folder / "checkpoints" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            os.utime(path, (age, age))
+    for word in ("last", "best"):
+        assert find(word, "best.ckpt") == Path("multirun/new/0/checkpoints", f"{word}.ckpt")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find("~/outputs/old", "best.ckpt") == tmp_path / "outputs/old/checkpoints/best.ckpt"

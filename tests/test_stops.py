@@ -100,6 +100,7 @@ def test_random_stops_equal_the_unbroken_run(
     [
         ("trainer.max_steps=30", "by trainer.max_steps=30, at step 30"),
         ("trainer.max_time=00:00:00:01", "by trainer.max_time, after"),
+        ("trainer.max_steps=5", "by trainer.max_steps=5, at step 5"),
         (
             "+callbacks.early={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, patience: 1, "
             "min_delta: 100}",
@@ -108,7 +109,8 @@ def test_random_stops_equal_the_unbroken_run(
     ],
 )
 def test_the_last_line_names_what_ended_a_run(run: Run, limit: str, said: str, tmp_path: Path) -> None:
-    ended = run("train.py", *SMALL, limit, "trainer.max_epochs=500", "hydra.run.dir=run")
+    early = "+callbacks.stop={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/acc, patience: 900}"
+    ended = run("train.py", *SMALL, limit, early, "trainer.max_epochs=500", "hydra.run.dir=run")
     assert ended.code == 0, ended.err
     assert said in ended.out.strip().splitlines()[-1]
     assert run("predict.py", "ckpt_path=run").code == 0, "best.ckpt is there"

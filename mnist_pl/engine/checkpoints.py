@@ -136,6 +136,8 @@ class Last(Checkpoint):
         if is_ending(trainer):
             due = self.ended_within_epoch = True
             loop._skip_next_val = True  # a run that is not stopped here does not validate here
+            for callback in trainer.early_stopping_callbacks:
+                callback.strict = False  # perhaps there is no score yet
         if due:
             self._save(trainer)
         self._stop_if_asked(trainer)

@@ -33,6 +33,7 @@ KNOWN_WARNINGS = (
     ".*joblib will operate in serial mode",  # without /dev/shm; scikit-learn only brings the embedded digits
     ".*exists and is not empty",  # the checkpoints of a run that is resumed
     ".*callbacks used to create the checkpoint need",  # one that a run is resumed without
+    ".*Profiler clears events at the end of each cycle",  # which Lightning reads before
     ".*barebones=True.*is configured",  # whoever says barebones knows that nothing is logged
 )
 BAREBONES = {"num_sanity_val_steps": 0, "enable_checkpointing": False, "enable_progress_bar": False}
