@@ -17,6 +17,7 @@ from mnist_pl.runs import config  # noqa: F401  # registers the schema
 from mnist_pl.runs.build import build
 from mnist_pl.runs.errors import one_line_errors, set_up_process
 from mnist_pl.runs.folders import label, said
+from mnist_pl.runs.processes import ending_together, has_to_launch, launch
 from mnist_pl.runs.resume import changes, expand_resume, find_start, fit, remember
 from mnist_pl.storage import short_path
 
@@ -34,6 +35,8 @@ def main(cfg: DictConfig) -> float | None:
     with one_line_errors():
         data, model, trainer = build(cfg)
         start = find_start(model, trainer, cfg.fit, cfg.ckpt_path)
+        if has_to_launch(cfg):
+            return launch(trainer, main, cfg)
         changed = changes(cfg)
         data.prepare_data()
         data.setup("fit")
@@ -46,7 +49,8 @@ def main(cfg: DictConfig) -> float | None:
         advise(f"continue with resume={short_path(trainer.default_root_dir)}")
         experiment = said(cfg.resume)[0].get("experiment")
         chosen = {"run": label(cfg), "experiment": experiment, "claim": cfg.claim, "seed": cfg.seed}
-        return run(data, model, trainer, cfg.fit, start, chosen, OmegaConf.to_container(cfg, resolve=True))
+        with ending_together(trainer):
+            return run(data, model, trainer, cfg.fit, start, chosen, OmegaConf.to_container(cfg, resolve=True))
 
 
 def run(

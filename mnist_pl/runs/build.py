@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mnist_pl.runs.errors import suggest
 from mnist_pl.runs.folders import RESUMED
+from mnist_pl.runs.processes import strategy_here
 from mnist_pl.storage import one_line
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def _make_trainer(cfg: DictConfig, data: "MNISTDataModule") -> "Trainer":
         )
     plugins = list(cfg.trainer.plugins or [])
     plugins.append(DurableIO())
-    strategy = cfg.trainer.strategy
+    strategy = strategy_here(cfg.trainer.strategy)
     strategy = FastSingleDevice.where_it_fits(cfg.trainer, strategy)
     more = {"callbacks": callbacks, "logger": loggers or False, "plugins": plugins, "strategy": strategy}
     trainer = make(OmegaConf.create(settings), "trainer", **more)
