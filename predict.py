@@ -6,6 +6,7 @@ if __name__ == "__main__":
     end_on_signals()  # before the imports, which take their time
 
 import csv
+import os
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from mnist_pl.runs import config  # noqa: F401  # registers the schema
 from mnist_pl.runs.errors import one_line_errors, set_up_process
 from mnist_pl.runs.folders import find
+from mnist_pl.storage import one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,13 +39,24 @@ def main(cfg: DictConfig) -> None:
         from mnist_pl.reading.checkpoint import load_model
 
         path = find(cfg.ckpt_path, "best.ckpt")
-        model, described = load_model(path)
+        model, described = load_model(path, own_class(cfg.model._target_))
         folder = Path(HydraConfig.get().runtime.output_dir)
         print(f"{type(model).__name__} from {path}")
         if cfg.input is None:
             score_test_images(model, described.get("datamodule_hyper_parameters", {}), cfg.data_dir, cfg.seed, folder)
         elif not read_pictures(model, cfg.input, folder):
             sys.exit(1)
+
+
+def own_class(name: str | None) -> type | None:
+    """A class that the person names, who may have it in the current folder; nothing else is imported from there."""
+    if name is None:
+        return None
+    sys.path.append(os.getcwd())
+    try:
+        return get_class(name)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"model._target_={name}: {one_line(error)}") from error
 
 
 def score_test_images(

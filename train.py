@@ -6,6 +6,7 @@ if __name__ == "__main__":
     end_on_signals()  # before the imports, which take their time
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,6 +93,7 @@ def run(
 
 if __name__ == "__main__":
     set_up_process()
+    sys.path.append(os.getcwd())  # for parts of one's own
     with one_line_errors():
         sys.argv[1:] = expand_resume(sys.argv[1:], Path(__file__).with_name("conf"))
         main()

@@ -5,24 +5,41 @@ Imports nothing heavy: it is set up before the imports, which take a second.
 
 import os
 import signal
+import socket
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 # Ctrl-C, `kill`, and what SLURM (#SBATCH --signal) and submitit send before a time limit. Windows has the first two.
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
-
 FIRST = "MNIST_PL_FIRST"  # the environment variable that tells further processes of a run which one started them
 AT_ONCE = 0.3  # seconds
+GRACE = 3.0  # seconds, for one of several processes, which may wait for another that has ended
 
 _advice = "run the same command again"
-_send: Callable[[int], Any] = lambda number: None  # a signal to the further processes of this run  # noqa: E731
+_in_hand = False  # the training has taken note of a signal
+_others: Callable[[int], Any] | None = None  # sends a signal to the processes that this one has started
 
 
 def end_on_signals() -> None:
     """From here on, each of STOPPING ends the program; the training takes them over, to write a checkpoint first."""
     for number in STOPPING:
         signal.signal(number, _end)
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reader,), daemon=True).start()
+
+
+def _watch(reader: socket.socket) -> None:
+    """Python handles no signal while the main thread waits inside PyTorch for another process; this one ends it."""
+    while number := ord(reader.recv(1)):
+        if number in STOPPING and "LOCAL_RANK" in os.environ:
+            time.sleep(GRACE)
+            if not _in_hand:
+                end_others()
+                os._exit(128 + number)
 
 
 def advise(text: str) -> None:
@@ -31,30 +48,32 @@ def advise(text: str) -> None:
     _advice = text
 
 
-def share(send: Callable[[int], Any], waiting: bool = False) -> None:
-    """This is the first of several processes; `send` sends the others a signal. They end together.
-
-    Args:
-        waiting: it has no work itself, and leaves it to the others what to do about a signal.
-    """
-    global _send
-    _send = send
+def share(send: Callable[[int], Any]) -> None:
+    """This process will start others, which end when it does: `send` sends them a signal."""
+    global _others
+    _others = send
     os.environ[FIRST] = str(os.getpid())
-    for number in STOPPING if waiting else []:
+
+
+def pass_on(send: Callable[[int], Any]) -> None:
+    """This process only waits for others, and leaves it to them what to do about a signal."""
+    for number in STOPPING:
         signal.signal(number, lambda number, frame: send(number))
 
 
 def end_others() -> None:
-    """Those that this process has started; they may wait for it in a place where no other signal reaches them."""
-    _send(getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows knows no other end than that
+    """Those that this process has started, at once: they may wait for it where no other signal reaches them."""
+    if _others is not None:
+        _others(getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows knows no other end than that
 
 
 def end_at_once_next_time() -> None:
     """A second signal is not waited for: whoever sends it means it.
 
-    It may come twice within a moment: from the terminal, and from the process that started this one.
+    The same one may come twice within a moment: from the terminal, and from another process of the run.
     """
-    first = time.monotonic()
+    global _in_hand
+    _in_hand, first = True, time.monotonic()
 
     def end_now(number: int, frame: Any) -> None:
         if time.monotonic() - first > AT_ONCE:
@@ -65,10 +84,13 @@ def end_at_once_next_time() -> None:
 
 
 def _end(number: int, frame: Any) -> None:
+    global _in_hand
     end_at_once_next_time()
+    _in_hand = False
     if os.environ.get("LOCAL_RANK", "0") == "0":  # not `print`, which may be what was interrupted
         os.write(2, f"stopped by {signal.Signals(number).name}; {_advice}\n".encode(errors="backslashreplace"))
     if os.environ.get(FIRST) == str(os.getppid()):
         os.kill(os.getppid(), number)
+        time.sleep(GRACE)  # ended by the first process, which should not find it ended
     end_others()
     raise SystemExit(128 + number)

@@ -68,6 +68,7 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
             cfg.optimizer.fused = False  # whose scaled gradients cannot be clipped
     data = make(cfg.data, "data", _recursive_=False)
     model = make(cfg.model, "model", _recursive_=False)
+    _check_own(model, data)
     with _named("optimizer", cfg.optimizer):
         optimizer = model.make_optimizer()
     if cfg.scheduler:
@@ -75,6 +76,25 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
             scheduler: Any = model.make_scheduler(optimizer, 1000)  # as good as any number, to see that it works
             scheduler.step(*([1.0] if isinstance(scheduler, ReduceLROnPlateau) else []))
     return data, model, _make_trainer(cfg, data)
+
+
+def _check_own(model: Any, data: Any) -> None:
+    """Parts of one's own have what the rest relies on, and nothing that no checkpoint could be read with."""
+    from mnist_pl.data import MNISTDataModule
+    from mnist_pl.models import DigitClassifier
+    from mnist_pl.models.classifier import class_path
+    from mnist_pl.reading.checkpoint import check_can_be_kept
+
+    for name, part, kind in (("model", model, DigitClassifier), ("data", data, MNISTDataModule)):
+        if not isinstance(part, kind):
+            raise ValueError(f"{name}._target_={class_path(type(part))}: must be a subclass of {class_path(kind)}")
+        check_can_be_kept({f"{name}.{key}": value for key, value in part.hparams.items()})
+    usual = type(model).configure_optimizers is DigitClassifier.configure_optimizers
+    if usual and model.hparams["optimizer"] is None:
+        raise ValueError(
+            f"model._target_={class_path(type(model))}: gets no optimizer; have its __init__ take **shared and hand it "
+            "to super().__init__, and its file in conf/model say `optimizer: ${optimizer}`, and `scheduler` likewise"
+        )
 
 
 def _make_trainer(cfg: DictConfig, data: "MNISTDataModule") -> "Trainer":

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log, setup_globals
 from omegaconf import DictConfig
 
-from mnist_pl.signals import end_on_signals, end_others, share
+from mnist_pl.signals import end_on_signals, end_others, pass_on, share
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -39,18 +39,18 @@ def launch(trainer: "Trainer", main: Callable[[DictConfig], Any], cfg: DictConfi
     from torch.multiprocessing import ProcessExitedException
 
     launcher: Any = trainer.strategy.launcher
-    share(launcher.kill, waiting=True)
+    pass_on(launcher.kill)
     try:
         return launcher.launch(partial(_work, main, cfg, HydraConfig.instance().cfg))
     except ProcessExitedException as error:  # which has told why
         sys.exit(error.exit_code if error.exit_code > 0 else 128 - error.exit_code)
 
 
-def _work(main: Callable[[DictConfig], Any], cfg: DictConfig, hydra: DictConfig) -> Any:
+def _work(main: Callable[[DictConfig], Any], cfg: DictConfig, hydra: Any) -> Any:
     end_on_signals()
     if not HydraConfig.initialized():  # it was spawned, not forked
         setup_globals()
-        HydraConfig.instance().cfg = hydra  # type: ignore[assignment]
+        HydraConfig.instance().cfg = hydra
         configure_log(hydra.hydra.job_logging, hydra.hydra.verbose)
     return main(cfg)
 

@@ -18,7 +18,8 @@ from mnist_pl.data import MNISTDataModule
 from mnist_pl.engine.checkpoints import Best
 from mnist_pl.engine.record import Record
 from mnist_pl.models import DigitClassifier
-from mnist_pl.models.classifier import ADAM
+from mnist_pl.models.classifier import ADAM, class_path
+from mnist_pl.reading.checkpoint import is_known
 from mnist_pl.storage import short_path, write
 
 DIGIT = "vs_digit/acc_"  # what GatherAnswers logs
@@ -135,9 +136,11 @@ def table(summary: dict[str, Any], trainer: Trainer) -> str:
     more = {"all in": where}
     if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
         more["look"] = f"tensorboard --logdir {where if Path(where).is_absolute() else Path(where).parts[0]}"
+    kind = type(trainer.lightning_module)
+    own = "" if is_known(kind) else f" model._target_={class_path(kind)}"
     if summary["best_checkpoint"]:
         more["predict"] = (
-            f"python predict.py ckpt_path={where if summary['train_seconds'] else summary['best_checkpoint']}"
+            f"python predict.py ckpt_path={where if summary['train_seconds'] else summary['best_checkpoint']}{own}"
         )
     if summary.get("ended_by"):
         more["ended"] = f"by {summary['ended_by']}, at step {summary['steps']:,}"
