@@ -130,17 +130,29 @@ def load_model(path: Path, own: type | None = None) -> tuple[DigitClassifier, di
         if any(isinstance(value, list) and len(value) > len(weights) for value in settings.values()):
             raise ValueError("it describes more layers than it has weights")
         with torch.device("meta"):  # shapes without memory, whatever sizes a stranger's file asks for
-            sketch = kind(**settings).eval()
+            sketch = _build(kind, settings).eval()
             _compare(sketch, weights)
             _measure(sketch, path.stat().st_size)
         if not all(tensor.isfinite().all() for tensor in _tensors(weights)):
             raise ValueError("some of its weights are NaN or infinite")
-        model = kind(**settings)
+        model = _build(kind, settings)
         model.load_state_dict(weights)
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"ckpt_path={path}: does not hold what it describes ({reason})") from error
     return model.eval(), checkpoint
+
+
+def _build(kind: type[DigitClassifier], settings: dict[str, Any]) -> DigitClassifier:
+    """Without what the class gives its parent by itself: Lightning keeps that as if it had been given from outside."""
+    while True:
+        try:
+            return kind(**settings)
+        except TypeError as error:
+            twice = re.search(r"multiple values for (?:keyword )?argument '(\w+)'", str(error))
+            if twice is None or twice[1] not in settings:
+                raise
+            del settings[twice[1]]
 
 
 def _find_class(path: Path, checkpoint: dict[str, Any], own: type | None) -> type[DigitClassifier]:
