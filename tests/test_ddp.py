@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ComposeRun, Run, start
+from conftest import ROOT, ComposeRun, Run, start
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from test_resume import same_runs
@@ -18,6 +18,7 @@ from mnist_pl.reading import checkpoint
 
 THREE = ("trainer.accelerator=cpu", "trainer.devices=3", "data.val_size=201", "data.batch_size=17", "model.hidden=[8]")
 FORK = "trainer.strategy=ddp_fork"
+OURS = {"PYTHONPATH": str(ROOT / "tests")}  # for the processes that are programs of their own
 LONG = pytest.mark.long
 
 
@@ -114,10 +115,10 @@ def test_a_signal_to_one_stops_all_and_the_run_is_resumed(
     words += ["model.dropout=0.2", "data.augment={shift: 1}", "trainer.log_every_n_steps=7"]
     assert run("train.py", *words, "hydra.run.dir=whole").code == 0
     blow = strike(hook="on_train_batch_end", rank=rank, what="SIGTERM", step=30)
-    ended = run("train.py", *words, blow, "hydra.run.dir=run")
+    ended = run("train.py", *words, blow, "hydra.run.dir=run", **OURS)
     assert ended.code == 143, ended.err
     assert ended.out.count("stopped by SIGTERM after step 30; continue with resume=run") == 1
-    ended = run("train.py", "resume=run", "callbacks.strike=null")
+    ended = run("train.py", "resume=run", "callbacks.strike=null", **OURS)
     assert ended.code == 0, ended.err
     if devices == 2:
         same_runs(tmp_path / "whole", tmp_path / "run")
@@ -138,7 +139,7 @@ def test_a_signal_outside_training_ends_all(
 ) -> None:
     """The others wait for the one that gets it, inside of PyTorch."""
     blow = strike(hook=hook, rank=rank, what=number, sanity=sanity)
-    ended = run("train.py", *QUICK, *THREE, f"trainer.strategy={strategy}", blow, "hydra.run.dir=run", limit=60)
+    ended = run("train.py", *QUICK, *THREE, f"trainer.strategy={strategy}", blow, "hydra.run.dir=run", limit=60, **OURS)
     assert ended.code == 128 + getattr(signal, number), ended.err
     assert "Traceback" not in ended.err and ended.err.count("stopped by") == 1
 
@@ -149,7 +150,7 @@ def test_a_signal_outside_training_ends_all(
 def test_one_that_fails_ends_all(run: Run, tmp_path: Path, strategy: str, rank: int, what: str) -> None:
     blow = strike(hook="on_train_batch_end", rank=rank, what=what, step=3)
     began = time.monotonic()
-    ended = run("train.py", *QUICK, *THREE, f"trainer.strategy={strategy}", blow, "hydra.run.dir=run", limit=60)
+    ended = run("train.py", *QUICK, *THREE, f"trainer.strategy={strategy}", blow, "hydra.run.dir=run", limit=60, **OURS)
     assert ended.code != 0 and "Traceback" not in ended.err, ended.err
     if what == "ValueError":
         assert ended.err.count("error: something that a user can mend") == 1, ended.err
@@ -159,7 +160,7 @@ def test_one_that_fails_ends_all(run: Run, tmp_path: Path, strategy: str, rank: 
 @LONG
 def test_those_that_wait_for_another_end_too(tmp_path: Path) -> None:
     blow = strike(hook="on_validation_batch_start", rank=1, what="wait", sanity=True)
-    process = start(tmp_path, "train.py", *QUICK, *THREE, "trainer.strategy=ddp", blow, "hydra.run.dir=run")
+    process = start(tmp_path, "train.py", *QUICK, *THREE, "trainer.strategy=ddp", blow, "hydra.run.dir=run", **OURS)
     while not (tmp_path / "waits").exists():
         time.sleep(0.1)
     os.kill(process.pid or 0, signal.SIGTERM)

@@ -83,8 +83,8 @@ class ExactResume(Callback):
 
     def _restore(self, trainer: Trainer, pl_module: LightningModule, state: dict[str, Any]) -> None:
         torch.set_rng_state(state["random"])
-        kept = state.get("random_device")  # by the kind of device, which may be another now
-        _set_device_state(pl_module.device, kept.get(pl_module.device.type) if isinstance(kept, dict) else None)
+        kept = state.get("random_device")  # by the kind of device, which may be another now; version 0.2 kept one
+        _set_device_state(pl_module.device, kept.get(pl_module.device.type) if isinstance(kept, dict) else kept)
         loader: Any = trainer.train_dataloader
         if state["loader"] is not None and isinstance(loader, Batches):
             loader.load_state_dict(state["loader"])  # Lightning's own call comes too early where a schedule is used

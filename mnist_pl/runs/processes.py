@@ -1,5 +1,6 @@
 """The processes of one run, where it has several (DDP): each does all that train.py does, and they end together."""
 
+import logging
 import os
 import re
 import sys
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 HOW = re.compile("_(fork|spawn|notebook)(?=_|$)")  # in a strategy's name: how Lightning starts processes
 LOST = re.compile("gloo|nccl|Connection (closed|reset)|process group", re.IGNORECASE)
-PATIENCE = 2.0  # seconds in which the first process meets an error that all do, and tells of it
+PATIENCE = 2.0  # seconds
 
 
 def strategy_here(strategy: Any) -> Any:
@@ -40,6 +41,7 @@ def launch(trainer: "Trainer", main: Callable[[DictConfig], Any], cfg: DictConfi
 
     launcher: Any = trainer.strategy.launcher
     pass_on(launcher.kill)
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # each one that it ends
     try:
         return launcher.launch(partial(_work, main, cfg, HydraConfig.instance().cfg))
     except ProcessExitedException as error:  # which has told why
@@ -66,11 +68,11 @@ def ending_together(trainer: "Trainer") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not trainer.is_global_zero:
-            time.sleep(PATIENCE)
-        elif LOST.search(str(error)):
-            time.sleep(PATIENCE)
-            end_others()
-            sys.exit("error: another process of this run has failed")
+        end_on_signals()  # instead of what the training did about them
+        lost = isinstance(error, RuntimeError) and LOST.search(str(error)) is not None
+        # The one that knows most tells, and ends the others.
+        time.sleep(PATIENCE * (lost + (not trainer.is_global_zero)))
         end_others()
+        if lost:
+            sys.exit("error: another process of this run has failed")
         raise
