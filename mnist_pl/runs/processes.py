@@ -63,7 +63,7 @@ def ending_together(trainer: "Trainer") -> Iterator[None]:
     if trainer.world_size == 1:
         yield
         return
-    if trainer.strategy.launcher is not None:
+    if trainer.strategy.launcher is not None and "LOCAL_RANK" not in os.environ:  # else it was started by another
         share(trainer.strategy.launcher.kill)
     try:
         yield
