@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from os import _exit
 from typing import Any
 
 # Ctrl-C, `kill`, and what SLURM (#SBATCH --signal) and submitit send before a time limit. Windows has the first two.
@@ -39,7 +40,7 @@ def _watch(reader: socket.socket) -> None:
             time.sleep(GRACE)
             if not _in_hand:
                 end_others()
-                os._exit(128 + number)
+                _exit(128 + number)
 
 
 def advise(text: str) -> None:
@@ -77,7 +78,7 @@ def end_at_once_next_time() -> None:
 
     def end_now(number: int, frame: Any) -> None:
         if time.monotonic() - first > AT_ONCE:
-            os._exit(128 + number)
+            _exit(128 + number)
 
     for number in STOPPING:
         signal.signal(number, end_now)

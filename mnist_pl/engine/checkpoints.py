@@ -68,6 +68,8 @@ class Best(ModelCheckpoint):
         if theirs.is_file():
             # Its own score: a killed run may have written it after the checkpoint that is resumed from.
             found = torch.load(theirs, map_location="cpu", weights_only=True)
+            if self.monitor is not None and self.monitor not in found["metrics"]:  # it ended before a validation
+                return
             score = torch.tensor(found["metrics"][self.monitor]) if self.monitor is not None else None
             if theirs.resolve() != ours.resolve() and getattr(rank_zero_only, "rank", 0) == 0:
                 write(ours, theirs.read_bytes())
