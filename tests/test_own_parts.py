@@ -174,7 +174,9 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     del sys.modules["my_parts"]
 
 
-@pytest.mark.parametrize("name", ["Tied", "Recurrent", "Dressed", "Deep", "MLP"])
+@pytest.mark.parametrize(
+    "name", ["Tied", "Recurrent", "Dressed", *(pytest.param(name, marks=pytest.mark.long) for name in ("Deep", "MLP"))]
+)
 def test_a_network_of_ones_own(train_here: Train, own: Any, tmp_path: Path, name: str) -> None:
     """Trained, resumed, tested from its file, and read for predictions by who names it, and by nobody else."""
     train_here(*QUICK, f"model._target_=my_parts.{name}")
@@ -189,6 +191,7 @@ def test_a_network_of_ones_own(train_here: Train, own: Any, tmp_path: Path, name
         train_here(*QUICK, "ckpt_path=run", folder="other")
 
 
+@pytest.mark.long
 def test_the_printed_command_predicts(run: Run, own: Any, tmp_path: Path) -> None:
     """The class is found in the current folder, as is another command's in which it is not named."""
     ended = run("train.py", *QUICK, "model._target_=my_parts.Recurrent", "hydra.run.dir=run")
