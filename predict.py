@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from mnist_pl.runs import config  # noqa: F401  # registers the schema
 from mnist_pl.runs.errors import one_line_errors, set_up_process
 from mnist_pl.runs.folders import find, key_of
 from mnist_pl.runs.resume import VALUED
-from mnist_pl.storage import quoted, read_value, short_path
+from mnist_pl.storage import one_line, quoted, read_value, short_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +45,7 @@ def main(cfg: DictConfig) -> None:
         hydra = HydraConfig.get()
         os.chdir(hydra.runtime.cwd)  # where the names of the pictures were typed, whatever hydra.job.chdir says
         path = find(cfg.ckpt_path, "best.ckpt")
-        model, described = load_model(path)
+        model, described = load_model(path, own_class(cfg.model._target_))
         folder = Path(hydra.runtime.output_dir)
         print(f"{type(model).__name__} from {path}")
         if cfg.input is None:
@@ -53,6 +54,17 @@ def main(cfg: DictConfig) -> None:
             if hydra.mode == RunMode.MULTIRUN:  # the jobs after this one go on
                 raise ValueError("input: not every picture could be answered")
             sys.exit(1)
+
+
+def own_class(name: str | None) -> type | None:
+    """A class that the person names, who may have it in the current folder; nothing else is imported from there."""
+    if name is None:
+        return None
+    sys.path.append(os.getcwd())
+    try:
+        return get_class(name)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"model._target_={name}: {one_line(error)}") from error
 
 
 def score_test_images(

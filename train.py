@@ -6,6 +6,7 @@ if __name__ == "__main__":
     end_on_signals()  # before the imports, which take their time
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from mnist_pl.runs.build import build
 from mnist_pl.runs.config import spell_out_none  # which also registers the schema
 from mnist_pl.runs.errors import one_line_errors, set_up_process
 from mnist_pl.runs.folders import label, said
+from mnist_pl.runs.processes import ending_together, has_to_launch, launch
 from mnist_pl.runs.resume import again, changes, check_consent, expand_resume, find_start, fit, remember
 from mnist_pl.storage import short_path
 
@@ -37,6 +39,8 @@ def main(cfg: DictConfig) -> float | None:
         start = find_start(model, trainer, cfg.fit, cfg.ckpt_path)
         if start is not None:
             cfg.ckpt_path = str(start)  # `last` will be another one tomorrow
+        if has_to_launch(cfg):
+            return launch(trainer, main, cfg)
         changed = changes(cfg)
         data.prepare_data()
         data.setup("fit")
@@ -49,7 +53,8 @@ def main(cfg: DictConfig) -> float | None:
         advise(f"continue with {again(cfg, trainer.default_root_dir)}")
         experiment = said(cfg.resume)[0].get("experiment")
         chosen = {"run": label(cfg), "experiment": experiment, "claim": cfg.claim, "seed": cfg.seed}
-        return run(data, model, trainer, cfg.fit, start, chosen, OmegaConf.to_container(cfg, resolve=True))
+        with ending_together(trainer):
+            return run(data, model, trainer, cfg.fit, start, chosen, OmegaConf.to_container(cfg, resolve=True))
 
 
 def run(
@@ -92,6 +97,7 @@ def run(
 
 if __name__ == "__main__":
     set_up_process()
+    sys.path.append(os.getcwd())  # for parts of one's own
     with one_line_errors():
         conf = Path(__file__).with_name("conf")
         sys.argv[1:] = expand_resume(spell_out_none(sys.argv[1:], conf), conf)

@@ -5,19 +5,48 @@ Imports nothing heavy: it is set up before the imports, which take a second.
 
 import os
 import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
 from contextlib import suppress
+from os import _exit
 from typing import Any
 
 # Ctrl-C, `kill`, and what SLURM (#SBATCH --signal) and submitit send before a time limit. Windows has the first two.
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+FIRST = "MNIST_PL_FIRST"  # the environment variable that tells further processes of a run which one started them
+AT_ONCE = 0.3  # seconds
+GRACE = 3.0  # seconds, for one of several processes, which may wait for another that has ended
 
 _advice = ""
+_in_hand = False  # the training has taken note of a signal
+_others: Callable[[int], Any] | None = None  # sends a signal to the processes that this one has started
 
 
 def end_on_signals() -> None:
     """From here on, each of STOPPING ends the program; the training takes them over, to write a checkpoint first."""
     for number in STOPPING:
         signal.signal(number, _end)
+    if "LOCAL_RANK" in os.environ:  # one of several processes
+        watch()
+
+
+def watch() -> None:
+    """Python handles no signal while the main thread waits inside PyTorch for another process; a thread does."""
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reader,), daemon=True).start()
+
+
+def _watch(reader: socket.socket) -> None:
+    while number := ord(reader.recv(1)):
+        if number in STOPPING:
+            time.sleep(GRACE)
+            if not _in_hand:
+                end_others()
+                _exit(128 + number)
 
 
 def advise(text: str) -> None:
@@ -30,16 +59,52 @@ def advice(otherwise: str) -> str:
     return _advice or otherwise
 
 
-def end_at_once_next_time() -> None:
-    """A second signal is not waited for: whoever sends it means it."""
+def share(send: Callable[[int], Any]) -> None:
+    """This process will start others, which end when it does: `send` sends them a signal."""
+    global _others
+    _others = send
+    os.environ[FIRST] = str(os.getpid())
+    watch()
+
+
+def pass_on(send: Callable[[int], Any]) -> None:
+    """This process only waits for others, and leaves it to them what to do about a signal."""
     for number in STOPPING:
-        signal.signal(number, lambda number, frame: os._exit(128 + number))
+        signal.signal(number, lambda number, frame: send(number))
+
+
+def end_others() -> None:
+    """Those that this process has started, at once: they may wait for it where no other signal reaches them."""
+    if _others is not None:
+        _others(getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows knows no other end than that
+
+
+def end_at_once_next_time() -> None:
+    """A second signal is not waited for: whoever sends it means it.
+
+    The same one may come twice within a moment: from the terminal, and from another process of the run.
+    """
+    global _in_hand
+    _in_hand, first = True, time.monotonic()
+
+    def end_now(number: int, frame: Any) -> None:
+        if time.monotonic() - first > AT_ONCE:
+            _exit(128 + number)
+
+    for number in STOPPING:
+        signal.signal(number, end_now)
 
 
 def _end(number: int, frame: Any) -> None:
+    global _in_hand
     end_at_once_next_time()
+    _in_hand = False
     if os.environ.get("LOCAL_RANK", "0") == "0":  # not `print`, which may be what was interrupted
         line = f"stopped by {signal.Signals(number).name}; {advice('run the same command again')}\n"
         with suppress(OSError):  # nobody reads it any more
             os.write(2, line.encode(errors="backslashreplace"))
+    if os.environ.get(FIRST) == str(os.getppid()):
+        os.kill(os.getppid(), number)
+        time.sleep(GRACE)  # ended by the first process, which should not find it ended
+    end_others()
     raise SystemExit(128 + number)

@@ -3,6 +3,7 @@
 Knows nothing of the project.
 """
 
+import errno
 import os
 import re
 import shlex
@@ -29,7 +30,7 @@ def write(path: Path, content: bytes | memoryview) -> None:
         with open(part, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            _flush(file.fileno())
         part.replace(path)
     except BaseException as error:
         with suppress(OSError):
@@ -38,12 +39,24 @@ def write(path: Path, content: bytes | memoryview) -> None:
             raise
         reason = error.strerror or str(error)
         raise OSError(f"{path}: cannot be written ({reason}); what was there before is untouched") from error
-    with suppress(OSError):  # the new name too; not every file system can (SMB, FUSE, Windows)
+    with suppress(OSError):  # the new name too; not every system can (SMB, FUSE, Windows)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _flush(file: int) -> None:
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno not in (
+            errno.EINVAL,
+            errno.ENOSYS,
+            errno.ENOTSUP,
+        ):  # what a file system says that has no such call
+            raise
 
 
 def remove_parts(folder: Path) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import HAS_MNIST, MNIST_ROOT, PROCESSES, ROOT, ComposeRun, Run, Train, needs_mnist, one_line, run_script
+from conftest import HAS_MNIST, MNIST_ROOT, PROCESSES, ROOT, Run, Train, needs_mnist, one_line, run_script
 
 from mnist_pl.figures.plots import rows
 from mnist_pl.reading import checkpoint
@@ -215,25 +215,6 @@ def test_without_mnist_the_default_run_says_so_and_trains_on_digits(run: Run, tm
     facts = summary(tmp_path / "run")
     assert facts["data"] == "digits" and facts["run"] == "digits-cnn-adam-lr0.001-max_epochs1-seed1"
     assert (tmp_path / "run" / facts["run"]).is_dir()
-
-
-@pytest.mark.parametrize("strategy", ["ddp_fork", pytest.param("ddp", marks=pytest.mark.long)])
-def test_two_processes_share_the_work_and_count_every_test_image_once(run: Run, tmp_path: Path, strategy: str) -> None:
-    words = ["trainer.accelerator=cpu", "trainer.devices=2", f"trainer.strategy={strategy}", "trainer.max_epochs=2"]
-    ended = run("train.py", *QUICK, *words, "hydra.run.dir=run")
-    assert ended.code == 0, ended.err
-    assert ended.out.count(" 2/2 ") == 1 and "Warning" not in ended.err
-    facts = summary(tmp_path / "run")
-    assert facts["test/acc"] * 300 == pytest.approx(round(facts["test/acc"] * 300), abs=1e-3)
-    assert facts["test/acc"] > 0.8
-    last = checkpoint.read(tmp_path / "run" / "checkpoints" / "last.ckpt")
-    assert last["images_seen"] == 2 * 2 * (1297 // 2)
-
-
-def test_a_sweep_of_several_processes_is_refused(compose_run: ComposeRun) -> None:
-    words = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp"]
-    with pytest.raises(ValueError, match="^trainer.devices=2: in a sweep"):
-        compose_run([*QUICK, *words, "hydra.mode=MULTIRUN"])
 
 
 PRESETS = {  # parameters, and the least accuracy after one epoch of MNIST

@@ -17,6 +17,7 @@ PRIVATE = {  # from a Trainer: where it is used, and why
     "fit_loop._can_stop_early": "checkpoints: whether the training ends",
     "fit_loop.epoch_progress.current.processed": "record: epochs that are done when a checkpoint is written",
     "fit_loop.epoch_loop.total_batch_idx": "checkpoints: batches of the whole run",
+    "_signal_connector.register_signal_handlers": "checkpoints: signals are handled by this project alone",
     "val_check_batch": "checkpoints: whether a validation follows the batch",
     "checkpoint_callback._every_n_train_steps": "strategy: at which steps a ModelCheckpoint has to be asked",
     "checkpoint_callback._train_time_interval": "strategy: the same, of one that saves by time",

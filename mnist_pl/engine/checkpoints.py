@@ -107,6 +107,11 @@ class Last(Checkpoint):
         self.stop_later = self.ended_within_epoch = False
         self.handlers: dict[int, Any] = {}
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Lightning's answer to SIGTERM waits, within it, for the other processes, which may wait elsewhere."""
+        connector: Any = trainer._signal_connector
+        connector.register_signal_handlers = lambda: None
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             remove_parts(self.path.parent)
@@ -169,15 +174,19 @@ class Last(Checkpoint):
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
         """Here, between two batches, a checkpoint holds all that is needed to resume exactly."""
-        if not trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False):
+        number = self.signal or 0
+        if trainer.world_size > 1:  # any process may have got it
+            told = torch.tensor(number, device=trainer.strategy.root_device)
+            number = int(trainer.strategy.reduce(told, reduce_op="max"))
+        if not number:
             return
         if trainer.global_step != self.saved_step:
             self._save(trainer)
-        number = self.signal or signal.SIGTERM  # another process got it
         if trainer.is_global_zero:
             name = signal.Signals(number).name
             how = advice(f"the checkpoint is {short_path(self.path)}")
             log.warning("stopped by %s after step %d; %s", name, trainer.global_step, how)
+        trainer.strategy.barrier()  # the first process has told
         raise SystemExit(128 + number)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -23,8 +23,8 @@ LENGTHS = ("total_steps", "_schedule_phases", "T_max", "total_iters")  # what a 
 class ExactResume(Callback):
     """Keeps in a checkpoint what the rest of an epoch depends on beside the weights; puts it back before training.
 
-    The position in the epoch, the random numbers' state, and the training scores so far, of the first process. What
-    is set for this run wins over the checkpoint's: optimiser settings, and the length of a schedule.
+    The position in the epoch, the random numbers' state (the same in every process), and each process's training scores
+    so far. What is set for this run wins over the checkpoint's: optimiser settings, and the length of a schedule.
     """
 
     every_n_steps = None
@@ -40,14 +40,22 @@ class ExactResume(Callback):
             place = {"done": 0}
         checkpoint["training"] = {
             "random": torch.get_rng_state(),
-            "random_device": _get_device_state(pl_module.device),
+            "random_device": {pl_module.device.type: _get_device_state(pl_module.device)},
             "loader": place,
             "plateau": [_due_score(trainer, config) for config in trainer.lr_scheduler_configs],
         }
         if isinstance(pl_module, DigitClassifier):
             scores = pl_module.train_scores
-            checkpoint["training"]["unscored"] = [(logits.clone(), labels.clone()) for logits, labels in scores.pending]
-            checkpoint["training"]["scores"] = {name: metric.metric_state for name, metric in _named(scores).items()}
+            unscored = [(logits.cpu().clone(), labels.cpu().clone()) for logits, labels in scores.pending]
+            counted = {
+                name: {key: value.cpu() for key, value in metric.metric_state.items()}
+                for name, metric in _named(scores).items()
+            }
+            of_each = [{"unscored": unscored, "scores": counted}]
+            if trainer.world_size > 1:
+                of_each *= trainer.world_size
+                torch.distributed.all_gather_object(of_each, of_each[0])
+            checkpoint["training"] |= of_each[0] | {"other_processes": of_each[1:]}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Called before Lightning restores its loops, the optimiser and the schedules from the same dictionary."""
@@ -89,18 +97,24 @@ class ExactResume(Callback):
 
     def _restore(self, trainer: Trainer, pl_module: LightningModule, state: dict[str, Any]) -> None:
         torch.set_rng_state(state["random"])
-        _set_device_state(pl_module.device, state.get("random_device"))
+        kept = state.get("random_device")  # by the kind of device, which may be another now; version 0.2 kept one
+        _set_device_state(pl_module.device, kept.get(pl_module.device.type) if isinstance(kept, dict) else kept)
         loader: Any = trainer.train_dataloader
         if state["loader"] is not None and isinstance(loader, Batches):
             loader.load_state_dict(state["loader"])  # Lightning's own call comes too early where a schedule is used
-        if isinstance(pl_module, DigitClassifier) and trainer.is_global_zero and "scores" in state:
+        if isinstance(pl_module, DigitClassifier) and "scores" in state:
             scores = pl_module.train_scores
-            scores.pending = [
-                (part[0].to(pl_module.device), part[1].to(pl_module.device)) for part in state["unscored"]
-            ]
-            for name, metric in _named(scores).items():
-                metric.merge_state({key: value.to(pl_module.device) for key, value in state["scores"][name].items()})
-                metric._update_count = 1  # else torchmetrics takes it for unused
+            of_each = [state, *state.get("other_processes", [])]
+            # Of as many processes each takes its own; of more or fewer, the first takes all.
+            if len(of_each) == trainer.world_size:
+                of_each = of_each[trainer.global_rank :][:1]
+            for part in of_each if trainer.is_global_zero or len(of_each) == 1 else []:
+                scores.pending += [
+                    (logits.to(pl_module.device), labels.to(pl_module.device)) for logits, labels in part["unscored"]
+                ]
+                for name, metric in _named(scores).items():
+                    metric.merge_state({key: value.to(pl_module.device) for key, value in part["scores"][name].items()})
+                    metric._update_count = 1  # else torchmetrics takes it for unused
 
 
 def _due_score(trainer: Trainer, config: Any) -> float | None:
@@ -171,7 +185,7 @@ def _from_version_0_1(checkpoint: dict[str, Any]) -> None:
     loss = training["scores"]["loss"]
     training["scores"]["loss"] = {"total": loss["mean_value"], "count": loss["weight"]}
     random = training["random_cuda"]
-    training["random_device"] = random[0] if random else None
+    training["random_device"] = {"cuda": random[0] if random else None}
 
 
 def _count_batches(checkpoint: dict[str, Any], size: int) -> None:

@@ -229,7 +229,7 @@ def rows(path: Path) -> list[dict[str, float]]:
     """Of a metrics.csv, without the empty cells; none where there is no such file."""
     if not path.exists():
         return []
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         whole = [line for line in file if line.endswith("\n")]  # not one that a killed process had begun
     return [{name: _number(value) for name, value in row.items() if value} for row in csv.DictReader(whole)]
 

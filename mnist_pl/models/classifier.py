@@ -19,6 +19,11 @@ HOW = ("interval", "frequency", "monitor", "strict", "name")  # what Lightning w
 Batch = tuple[Tensor, Tensor]  # images (B, 1, 28, 28) float in [0, 1], labels (B,)
 
 
+def class_path(kind: type) -> str:
+    """As a `_target_` names it."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
 class DigitClassifier(LightningModule):
     """Step, metrics and optimiser of every network here; a subclass only builds `self.net`.
 
@@ -156,4 +161,5 @@ class DigitClassifier(LightningModule):
         return made(self.hparams["scheduler"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["model"] = type(self).__name__  # so that the file alone is enough to rebuild the network
+        """So that the file alone is enough to rebuild the network, where its class is known."""
+        checkpoint["model"], checkpoint["model_class"] = type(self).__name__, class_path(type(self))

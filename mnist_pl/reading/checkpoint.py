@@ -1,15 +1,22 @@
 """A stranger's checkpoint: read without trusting it, and the network that it describes rebuilt from it."""
 
+import io
 import pickletools
+import pkgutil
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
+from mnist_pl import models
 from mnist_pl.models import DigitClassifier
+from mnist_pl.models.classifier import class_path
+from mnist_pl.storage import one_line
 
 # What torch.save writes for numbers, strings, containers and tensors of the usual kinds.
 PLAIN = re.compile(r"torch \w+Storage|torch\._utils _rebuild_tensor_v2|collections (OrderedDict|Counter)")
@@ -23,11 +30,8 @@ def read(path: Path) -> dict[str, Any]:
         ValueError: the file is not a checkpoint of this project, or holds less than it claims.
     """
     try:
-        _look_through(path)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        claimed = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(checkpoint))
-        if claimed > path.stat().st_size:  # views of a few numbers, that would fill the memory when copied
-            raise ValueError(f"its tensors claim {claimed:,} bytes")
+        with open(path, "rb") as file:
+            checkpoint = _read(file, path.stat().st_size)
     except Exception as error:  # a stranger's file can break the reader in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"ckpt_path={path}: not a checkpoint that can be read safely ({reason})") from error
@@ -39,15 +43,41 @@ def read(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _look_through(path: Path) -> None:
+def _read(file: BinaryIO, size: int) -> Any:
+    _look_through(file, size)
+    file.seek(0)
+    content = torch.load(file, map_location="cpu", weights_only=True)
+    claims: dict[int, int] = {}  # by storage, which tied weights share
+    for tensor in _tensors(content):
+        place = tensor.untyped_storage().data_ptr()
+        claims[place] = max(claims.get(place, 0), tensor.numel() * tensor.element_size())
+    if sum(claims.values()) > size:  # views of a few numbers, that would fill the memory when copied
+        raise ValueError(f"its tensors claim {sum(claims.values()):,} bytes")
+    return content
+
+
+def check_can_be_kept(parts: Mapping[str, Any]) -> None:
+    """Raises ValueError where `read` would refuse one of `parts`, by name, in a checkpoint that has it."""
+    for name, part in parts.items():
+        content = io.BytesIO()
+        try:
+            torch.save(part, content)
+            _read(content, content.tell())
+        except Exception as error:  # whatever pickle makes of a stranger's object
+            raise ValueError(
+                f"{name} cannot be kept in a checkpoint ({one_line(error)}); take plain values, such as names"
+            ) from error
+
+
+def _look_through(file: BinaryIO, size: int) -> None:
     """Raises ValueError where unpacking would take more memory than the file, or call more than makes a tensor.
 
     torch.load with weights_only=True runs no stranger's code, but it unpacks deflated entries, and builds a bytearray
     of any length.
     """
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
-        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        if sum(entry.file_size for entry in entries) > size:
             raise ValueError("it is a compressed archive, which torch.save never writes")
         for entry in entries:
             if entry.filename.endswith(".pkl"):
@@ -69,51 +99,104 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def known_networks() -> dict[str, type[DigitClassifier]]:
-    """By name: DigitClassifier's subclasses in this package, and theirs."""
+    """By name: DigitClassifier's subclasses in `mnist_pl.models`, and theirs."""
+    for module in pkgutil.walk_packages(models.__path__, f"{models.__name__}."):
+        import_module(module.name)
     waiting, found = [DigitClassifier], dict[str, type[DigitClassifier]]()
     while waiting:
         subclasses = waiting.pop().__subclasses__()
         waiting += subclasses
-        found |= {kind.__name__: kind for kind in subclasses}
+        found |= {kind.__name__: kind for kind in subclasses if is_known(kind)}
     return found
 
 
-def load_model(path: Path) -> tuple[DigitClassifier, dict[str, Any]]:
+def is_known(kind: type) -> bool:
+    """Whether `load_model` finds the class by itself."""
+    return kind.__module__.startswith(f"{models.__name__}.")
+
+
+def load_model(path: Path, own: type | None = None) -> tuple[DigitClassifier, dict[str, Any]]:
     """Rebuilds the network that a checkpoint describes, ready to predict; returns it with the checkpoint.
+
+    A class from elsewhere is never imported because a file names it: `own` is the one that the caller trusts.
 
     Raises:
         ValueError: the file is not a checkpoint of this project, or does not hold what it describes.
     """
     checkpoint = read(path)
-    classes = known_networks()
-    if checkpoint["model"] not in classes:
-        raise ValueError(f"ckpt_path={path}: holds a {checkpoint['model']!r}, not one of {', '.join(classes)}")
+    kind = _find_class(path, checkpoint, own)
     settings = {**checkpoint["hyper_parameters"], "optimizer": None, "scheduler": None}
     weights = checkpoint["state_dict"]
     try:
         if any(isinstance(value, list) and len(value) > len(weights) for value in settings.values()):
             raise ValueError("it describes more layers than it has weights")
         with torch.device("meta"):  # shapes without memory, whatever sizes a stranger's file asks for
-            sketch = classes[checkpoint["model"]](**settings).eval()
+            sketch = _build(kind, settings).eval()
             _compare(sketch, weights)
-            measure(sketch)
-        if not all(tensor.isfinite().all() for tensor in weights.values()):
+            measure(sketch, path.stat().st_size)
+        if not all(tensor.isfinite().all() for tensor in _tensors(weights)):
             raise ValueError("some of its weights are NaN or infinite")
-        model = classes[checkpoint["model"]](**settings)
+        model = _build(kind, settings)
         model.load_state_dict(weights)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"ckpt_path={path}: does not hold what it describes ({reason})") from error
     return model.eval(), checkpoint
 
 
-def measure(sketch: DigitClassifier) -> None:
-    """Raises ValueError where one layer's answer to one image is larger than this project's networks make sense of."""
+def _build(kind: type[DigitClassifier], settings: dict[str, Any]) -> DigitClassifier:
+    """Without what the class gives its parent by itself: Lightning keeps that as if it had been given from outside."""
+    while True:
+        try:
+            return kind(**settings)
+        except TypeError as error:
+            twice = re.search(r"multiple values for (?:keyword )?argument '(\w+)'", str(error))
+            if twice is None or twice[1] not in settings:
+                raise
+            del settings[twice[1]]
+
+
+def _find_class(path: Path, checkpoint: dict[str, Any], own: type | None) -> type[DigitClassifier]:
+    name, known = class_name(checkpoint), known_networks()
+    if own is None:
+        if name in known:
+            return known[name]
+        if re.fullmatch(r"\w+(\.\w+)+", name):
+            raise ValueError(
+                f"ckpt_path={path}: holds the network {name}, which is not of this project; to have that code run, say "
+                f"predict.py model._target_={name}"
+            )
+        raise ValueError(f"ckpt_path={path}: holds a {name!r}, not one of {', '.join(known)}")
+    if not issubclass(own, DigitClassifier):
+        raise ValueError(f"model._target_={class_path(own)}: is no subclass of {class_path(DigitClassifier)}")
+    if checkpoint["model"] != own.__name__:
+        raise ValueError(f"ckpt_path={path}: holds the network {name!r}, and model._target_ is {class_path(own)}")
+    return own
+
+
+def class_name(checkpoint: dict[str, Any]) -> str:
+    """Of the network in a checkpoint: one of this project by its name, another by its module too, where it is there."""
+    name, where = checkpoint["model"], str(checkpoint.get("model_class", ""))
+    return name if not where or where.startswith(f"{models.__name__}.") else where
+
+
+def measure(sketch: DigitClassifier, room: float = inf) -> None:
+    """Raises ValueError where the network takes more memory than the checkpoint's `room`, in bytes, or one layer's
+    answer to one image is larger than this project's networks make sense of."""
+    numbers = sum(part.numel() for part in {*sketch.parameters(), *sketch.buffers()})
+    if numbers > max(room, LARGEST_LAYER):
+        raise ValueError(f"it describes {numbers:,} weights in a file of {room:,} bytes")
     sizes: list[int] = []
     for layer in sketch.modules():
-        layer.register_forward_hook(lambda module, images, answer: sizes.append(answer.numel()))
-    sketch(torch.empty(1, 1, 28, 28))
-    if max(sizes) > LARGEST_LAYER:
+        layer.register_forward_hook(
+            lambda module, images, answer: sizes.extend(part.numel() for part in _tensors([answer]))
+        )
+    try:
+        sketch(torch.empty(1, 1, 28, 28))
+    except RuntimeError as error:  # an operation that depends on numbers, which a sketch has not
+        if not isinstance(error, NotImplementedError) and "meta" not in str(error):
+            raise
+    if max(sizes, default=0) > LARGEST_LAYER:
         raise ValueError(
             f"one of its layers gives {max(sizes):,} numbers for each image; {LARGEST_LAYER:,} are the most"
         )
@@ -126,10 +209,11 @@ def check_fits(path: Path, model: DigitClassifier) -> dict[str, Any]:
         ValueError: it was made by another network.
     """
     checkpoint = read(path)
-    name = type(model).__name__
-    if checkpoint["model"] != name:
+    kind = type(model)
+    name = kind.__name__ if is_known(kind) else class_path(kind)
+    if class_name(checkpoint) not in (name, kind.__name__):
         raise ValueError(
-            f"ckpt_path={path}: holds the network {checkpoint['model']} and model is {name}; "
+            f"ckpt_path={path}: holds the network {class_name(checkpoint)} and model is {name}; "
             "choose the model= that it was trained with"
         )
     try:
@@ -154,8 +238,10 @@ def check_continues(path: Path, checkpoint: dict[str, Any], model: DigitClassifi
 
 
 def _compare(model: DigitClassifier, weights: dict[str, Any]) -> None:
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in weights.items()}
+    expected, found = (
+        {name: tuple(getattr(tensor, "shape", ())) for name, tensor in state.items()}
+        for state in (model.state_dict(), weights)
+    )
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise ValueError(

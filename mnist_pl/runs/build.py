@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mnist_pl.runs.check import check, check_size, construct, parameters, target_of, try_step
 from mnist_pl.runs.folders import RESUMED
+from mnist_pl.runs.processes import strategy_here
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -89,6 +90,7 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
         cfg.optimizer.fused = False  # whose scaled gradients cannot be clipped
     data: MNISTDataModule = construct("data", _plain(cfg.data), _instantiate, MNISTDataModule)
     model: DigitClassifier = construct("model", _plain(cfg.model), _make_model, DigitClassifier)
+    _check_own(model, data)
     _try_optimizer_and_scheduler(model)
     return data, model, _make_trainer(cfg, data, model)
 
@@ -100,6 +102,22 @@ def _is_asked_for(record: logging.LogRecord) -> bool:
     where = Path(record.pathname)
     own = where.is_relative_to(Path(lightning.__file__).parent)
     return not own or record.levelno > logging.INFO or where.parent.name in ("callbacks", "tuner")
+
+
+def _check_own(model: Any, data: Any) -> None:
+    """Parts of one's own have what the rest relies on, and nothing that no checkpoint could be read with."""
+    from mnist_pl.models import DigitClassifier
+    from mnist_pl.models.classifier import class_path
+    from mnist_pl.reading.checkpoint import check_can_be_kept
+
+    for name, part in {"model": model, "data": data}.items():
+        check_can_be_kept({f"{name}.{key}": value for key, value in part.hparams.items()})
+    usual = type(model).configure_optimizers is DigitClassifier.configure_optimizers
+    if usual and model.hparams["optimizer"] is None:
+        raise ValueError(
+            f"model._target_={class_path(type(model))}: gets no optimizer; have its __init__ take **shared and hand it "
+            "to super().__init__, and its file in conf/model say `optimizer: ${optimizer}`, and `scheduler` likewise"
+        )
 
 
 def _plain(node: DictConfig) -> Any:
@@ -207,7 +225,7 @@ def _make_trainer(cfg: DictConfig, data: "MNISTDataModule", model: "DigitClassif
     plugins = settings["plugins"] if isinstance(settings["plugins"], list) else [settings["plugins"]]
     plugins = [plugin for plugin in plugins if plugin is not None]
     plugins.append(DurableIO())
-    strategy = settings["strategy"]
+    strategy = strategy_here(settings["strategy"])
     strategy = FastSingleDevice.where_it_fits(settings, strategy)
     observers = {"callbacks": list(callbacks.values()), "logger": list(loggers.values()) or False}
     more = {**observers, "plugins": plugins, "strategy": strategy}

@@ -1,6 +1,6 @@
 """The schema of the two commands. Imports nothing heavy: --help is quick."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,17 @@ class Train:
 
 
 @dataclass
+class Named:
+    _target_: str | None = None
+
+
+@dataclass
 class Predict:
     ckpt_path: str | None = None
     input: str | None = None
     data_dir: str | None = None
     seed: int | None = None
+    model: Named = field(default_factory=Named)
 
 
 ConfigStore.instance().store("train_schema", Train)

@@ -20,11 +20,13 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from mnist_pl.storage import one_line
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
+SAID = "MNIST_PL_FULL_ERROR"  # what HYDRA_FULL_ERROR was before, for further processes of the run (DDP)
+WANTS_TRACEBACK = os.environ.get(SAID, os.environ.get("HYDRA_FULL_ERROR")) == "1"
 
 
 def set_up_process() -> None:
     """For the whole of a program: Hydra leaves errors to `one_line_errors`, and any text can be printed."""
+    os.environ[SAID] = str(int(WANTS_TRACEBACK))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints its own errors, on many lines
     logging.raiseExceptions = False  # a log file on a full disk; what matters more will not fit either, and says so
     threading.excepthook = _in_thread

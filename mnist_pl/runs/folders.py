@@ -89,7 +89,7 @@ def newest_run() -> Path:
     """
     found = {}
     for settings in [path for runs in RUNS for path in Path(runs).glob("**/.hydra/config.yaml")]:
-        if "\nfit: false\n" not in "\n" + settings.read_text():  # which only tested another
+        if "\nfit: false\n" not in "\n" + settings.read_text(encoding="utf-8"):  # which only tested another
             last = settings.parent.parent / "checkpoints" / "last.ckpt"
             found[settings.parent.parent] = (last if last.exists() else settings).stat().st_mtime
     if not found:

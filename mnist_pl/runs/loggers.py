@@ -60,7 +60,7 @@ class MetricsCSV(Logger):
             write(self.path, text.getvalue().encode())
         elif self.written < len(self.rows):
             writer.writerows(self.rows[self.written :])
-            with open(self.path, "a", newline="") as file:
+            with open(self.path, "a", newline="", encoding="utf-8") as file:
                 file.write(text.getvalue())
         self.written = len(self.rows)
 

@@ -65,7 +65,7 @@ def expand_resume(arguments: list[str], conf: Path) -> list[str]:
     if (folder / "summary.json").exists() and not more:
         print(f"{folder} is finished; to train it further, add for instance trainer.max_epochs=10")
         sys.exit()
-    composed = config.read_text() if config.is_file() else ""
+    composed = config.read_text(encoding="utf-8") if config.is_file() else ""
     if not composed or "mnist_pl.checkpoint." in composed:  # by version 0.1, which had other callbacks
         earlier = [str(word) for word in OmegaConf.load(overrides)]
         for word in earlier:

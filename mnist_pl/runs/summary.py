@@ -19,7 +19,8 @@ from mnist_pl.data import MNISTDataModule
 from mnist_pl.engine.checkpoints import Best
 from mnist_pl.engine.record import Record
 from mnist_pl.models import DigitClassifier
-from mnist_pl.models.classifier import ADAM
+from mnist_pl.models.classifier import ADAM, class_path
+from mnist_pl.reading.checkpoint import is_known
 from mnist_pl.storage import as_word, in_shell, printable, short_path, write
 
 DIGIT = "vs_digit/acc_"  # what GatherAnswers logs
@@ -140,7 +141,9 @@ def table(summary: dict[str, Any], trainer: Trainer) -> str:
         more["look"] = "tensorboard --logdir " + in_shell(re.sub("^(?=[-~])", "./", runs))
     if summary["best_checkpoint"]:
         tested = where if summary["train_seconds"] else summary["best_checkpoint"]
-        more["predict"] = f"python predict.py {as_word('ckpt_path', tested)}"
+        kind = type(trainer.lightning_module)
+        own = "" if is_known(kind) else f" model._target_={class_path(kind)}"
+        more["predict"] = f"python predict.py {as_word('ckpt_path', tested)}{own}"
     if summary.get("ended_by"):
         more["ended"] = f"by {summary['ended_by']}, at step {summary['steps']:,}"
     return "\n".join([*lines, *(f"{name:10}{text}" for name, text in more.items())])

@@ -51,7 +51,7 @@ class Report(Callback):
             print(f"error: job {config.hydra.job.num} failed: {reason}", file=sys.stderr)
             if self.was_there:  # nothing changes a run but that run
                 note = Path(config.hydra.sweep.dir, f"{config.hydra.job.num}.{FAILED}")
-            note.write_text(reason + "\n")
+            note.write_text(reason + "\n", encoding="utf-8", errors="backslashreplace")
             # Hydra would end the sweep with the first failure, after the last job but before the table.
             job_return.status, job_return.return_value = JobStatus.COMPLETED, math.nan
         if config.hydra.mode == RunMode.MULTIRUN:
@@ -64,7 +64,8 @@ class Report(Callback):
             print("\n" + "\n".join(table(runs)))
         print(f"\nThe runs are in {folder}")
         if failed:  # not an Exception, which Hydra would turn into a warning
-            raise SystemExit("\n".join(f"error: {_job_of(note)} failed: {note.read_text().strip()}" for note in failed))
+            reasons = {_job_of(note): note.read_text(encoding="utf-8").strip() for note in failed}
+            raise SystemExit("\n".join(f"error: {job} failed: {reason}" for job, reason in reasons.items()))
 
 
 def _job_of(note: Path) -> Path:
@@ -83,7 +84,7 @@ def _error_of(job: JobReturn) -> Exception:
 def read(folder: Path) -> list[dict[str, Any]]:
     """The summaries below a folder, each with its `choice`."""
     paths = sorted(folder.glob("**/summary.json"), key=lambda path: path.stat().st_mtime)
-    return [{**json.loads(path.read_text()), "choice": choice(path.parent)} for path in paths]
+    return [{**json.loads(path.read_text(encoding="utf-8")), "choice": choice(path.parent)} for path in paths]
 
 
 def choice(run: Path) -> str:
