@@ -44,7 +44,7 @@ def main(cfg: DictConfig) -> float | None:
         changed = changes(cfg)
         data.prepare_data()
         data.setup("fit")
-        if data.dataset != cfg.data.dataset:  # the fallback
+        if cfg.data.get("dataset") not in (None, data.dataset):  # the fallback
             cfg.data.dataset = data.dataset
         if trainer.is_global_zero:
             if cfg.resume is not None:

@@ -180,7 +180,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_a_network_of_ones_own(train_here: Train, own: Any, tmp_path: Path, name: str) -> None:
     """Trained, resumed, tested from its file, and read for predictions by who names it, and by nobody else."""
     train_here(*QUICK, f"model._target_=my_parts.{name}")
-    train_here("resume=run", "trainer.max_epochs=2")
+    train_here("resume=run", "trainer.max_epochs=2", f"model._target_=my_parts.{name}")
     best = tmp_path / "run" / "checkpoints" / "best.ckpt"
     train_here(*QUICK, f"model._target_=my_parts.{name}", "fit=false", "ckpt_path=run", folder="tested")
     with pytest.raises(ValueError, match=rf"holds the network my_parts.{name}, .* model._target_=my_parts.{name}$"):
@@ -231,7 +231,7 @@ def test_naming_a_class_is_the_only_way_to_have_it_run(train_here: Train, own: A
         ),
         (["model._target_=my_parts.NoOptimizer"], "model._target_=my_parts.NoOptimizer: gets no optimizer; have its"),
         (["model._target_=my_parts.Unkept"], "model.activation cannot be kept in a checkpoint .*ReLU.*; take plain"),
-        (["model._target_=my_parts.Nowhere"], "model: .*my_parts.Nowhere"),
+        (["model._target_=my_parts.Nowhere"], "model._target_=my_parts.Nowhere: .*No module named"),
     ],
 )
 def test_what_cannot_work_is_refused_at_the_start(
@@ -248,7 +248,9 @@ def test_data_schedules_callbacks_and_loggers_of_ones_own(train_here: Train, own
     words += ["scheduler._target_=my_parts.Fading", "+callbacks.count={_target_: my_parts.Count}"]
     words += [f"+logger.keep={{_target_: my_parts.Keep, path: '{tmp_path / 'kept'}'}}", "data.batch_size=16"]
     train_here(*words, "callbacks=minimal", "trainer.max_epochs=1", "trainer.log_every_n_steps=2")
-    train_here("resume=run", "trainer.max_epochs=2")
+    with pytest.raises(SystemExit, match="^error: resume=run: its .* is my_parts.*if you know it, say so: ") as caught:
+        train_here("resume=run", "trainer.max_epochs=2")
+    train_here(*str(caught.value).partition("say so: ")[2].split(), "trainer.max_epochs=2")
     last = checkpoint.read(tmp_path / "run" / "checkpoints" / "last.ckpt")
     assert last["images_seen"] == 2 * round(0.1 * (1497 - 125)) and last["callbacks"]["Count"] == {"batches": 9}
     assert "train/loss_step" in (tmp_path / "kept").read_text()

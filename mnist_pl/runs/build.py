@@ -1,6 +1,5 @@
 """Configuration -> data, model, trainer. Everything is built before anything is done: a bad setting fails at once."""
 
-import copy
 import logging
 import os
 import warnings
@@ -91,7 +90,7 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
     data: MNISTDataModule = construct("data", _plain(cfg.data), _instantiate, MNISTDataModule)
     model: DigitClassifier = construct("model", _plain(cfg.model), _make_model, DigitClassifier)
     _check_own(model, data)
-    _try_optimizer_and_scheduler(model)
+    _try_optimizer_and_scheduler(_plain(cfg.model))
     return data, model, _make_trainer(cfg, data, model)
 
 
@@ -140,22 +139,23 @@ def _make_model(settings: Any) -> Any:
             sketch = _instantiate(settings)
         if isinstance(sketch, DigitClassifier):
             check_size(sketch)
-    model = _instantiate(settings)
-    if isinstance(model, DigitClassifier):
-        with torch.random.fork_rng(devices=[]):
-            try_step(copy.deepcopy(model))
-    return model
+    with torch.random.fork_rng(devices=[]):
+        trial = _instantiate(settings)
+        if isinstance(trial, DigitClassifier):
+            try_step(trial)
+    return _instantiate(settings)
 
 
-def _try_optimizer_and_scheduler(model: "DigitClassifier") -> None:
-    """Raises ValueError where the one or the other cannot be made, or fails in its first step."""
+def _try_optimizer_and_scheduler(settings: Any) -> None:
+    """Raises ValueError where the one or the other cannot be made for a model of these settings, or fails at first."""
     import torch
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
     from mnist_pl.models.classifier import ADAM
 
-    model = copy.deepcopy(model)
+    with torch.random.fork_rng(devices=[]):
+        model: DigitClassifier = _instantiate(settings)
 
     def make_optimizer(settings: Any) -> Any:
         model.hparams["optimizer"] = settings
@@ -301,13 +301,16 @@ def reset_swapped_targets(cfg: DictConfig) -> None:
     """`GROUP._target_=Class` on the command line starts from that class's own defaults.
 
     Of the settings of the option that was there before, those are kept that the command line overrides too, and those
-    that refer to other settings (`${seed}`), where the class has them.
+    that refer to other settings (`${seed}`), where the class has them. With resume=, the class may only be named again.
     """
+    before = None if cfg.resume is None else OmegaConf.load(Path(cfg.resume, ".hydra", "config.yaml"))
     said: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # values may refer to others
     overridden = {override.partition("=")[0].lstrip("+~") for override in said}
     for group in [key.removesuffix("._target_") for key in overridden if key.endswith("._target_")]:
         node = OmegaConf.select(cfg, group)
         if not isinstance(node, DictConfig):
+            continue
+        if before is not None and OmegaConf.select(before, f"{group}._target_") == node._target_:
             continue
         known = parameters(target_of(node, group))
         for key in [key for key in map(str, node) if key != "_target_"]:

@@ -53,7 +53,7 @@ def check(
         raise ValueError(f"{name} must have a _target_, the class that it stands for")
     target = target_of(node, name)
     if inspect.isclass(target) and not issubclass(target, kind):
-        raise ValueError(f"{name}._target_={node._target_}: must be a {kind.__name__}")
+        raise ValueError(f"{name}._target_={node._target_}: must be a subclass of {kind.__module__}.{kind.__name__}")
     known = parameters(target)
     takes = {**(known or {}), **{key: (hint, inspect.Parameter.empty) for key, hint in (extra or {}).items()}}
     for key in map(str, node):
@@ -150,7 +150,7 @@ def fits(value: Any, hint: Any, default: Any = None) -> bool:
         each = parts * len(value) if kind is not tuple or parts[1:] == (...,) else parts
         return not parts or len(each) == len(value) and all(map(fits, value, each))
     made = kind not in KINDS and isinstance(value, dict) and "_target_" in value  # from what it holds
-    return made or not isinstance(kind, type) or isinstance(value, kind)
+    return made or kind is Any or not isinstance(kind, type) or isinstance(value, kind)
 
 
 def describe(hint: Any) -> str:
@@ -191,7 +191,8 @@ def construct(name: str, settings: Mapping[str, Any], make: Callable[[dict[str, 
             raise ValueError(line) from error
         raise ValueError(f"{', '.join(_blamed(name, settings, make))}: {line}") from error
     if not isinstance(made, kind):
-        raise ValueError(f"{name}._target_={settings['_target_']}: must be a {kind.__name__}, got {made!r}")
+        wanted = f"a subclass of {kind.__module__}.{kind.__name__}"
+        raise ValueError(f"{name}._target_={settings['_target_']}: must be {wanted}, got {made!r}")
     return made
 
 

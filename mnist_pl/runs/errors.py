@@ -40,6 +40,7 @@ def set_up_streams() -> None:
         if isinstance(stream, TextIOWrapper):
             stream.flush()
             raw = _UntilClosed(stream.fileno(), "wb", closefd=False)
+            raw.replaced = stream  # which would close the file, were it forgotten
             writer = TextIOWrapper(
                 BufferedWriter(raw) if isinstance(stream.buffer, BufferedWriter) else raw,  # python -u
                 stream.encoding,
@@ -52,6 +53,8 @@ def set_up_streams() -> None:
 
 class _UntilClosed(FileIO):
     """What is written after the reader has gone (`| head`), or the terminal, goes nowhere: a training goes on."""
+
+    replaced: TextIOWrapper
 
     def write(self, content: Any) -> int:
         try:

@@ -41,7 +41,8 @@ def key_of(override: str) -> str:
 def label(cfg: Any) -> str:
     """The run in a few words, for lists of runs: what was chosen, and what else the command line overrides."""
     choices, overrides = said(cfg.get("resume"))
-    parts = [cfg.data.dataset, choices.get("experiment") or f"{choices['model']}-{choices['optimizer']}"]
+    data = cfg.data.get("dataset") or cfg.data._target_.rpartition(".")[2]
+    parts = [data, choices.get("experiment") or f"{choices['model']}-{choices['optimizer']}"]
     parts.append(f"lr{cfg.optimizer.lr:g}")
     for override in overrides:
         key, _, value = override.partition("=")

@@ -31,7 +31,7 @@ def strategy_here(strategy: Any) -> Any:
 
 def has_to_launch(cfg: DictConfig) -> bool:
     """Whether this process only starts those that work: then these do all, so that no result stays in them."""
-    strategy = cfg.trainer.strategy
+    strategy = cfg.trainer.get("strategy")
     return isinstance(strategy, str) and strategy_here(strategy) == strategy and HOW.search(strategy) is not None
 
 

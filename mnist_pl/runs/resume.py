@@ -171,7 +171,7 @@ def check_consent(cfg: DictConfig) -> None:
         if not re.search(rf"(?<![\w.]){re.escape(target)}(?![\w.])", words):
             raise ValueError(
                 f"resume={short_path(cfg.resume)}: its {key} is {target}, which is not of this project, and may be a "
-                f"stranger's code; if you know it, say so: {as_word('resume', cfg.resume)} {key}={target}"
+                f"stranger's code; if you know it, say so: {again(cfg, cfg.resume)}"
             )
 
 
