@@ -44,6 +44,7 @@ def on_windows(folder: Path, script: str, *words: str) -> Ended:
     return Ended(ended.returncode, ended.stdout, ended.stderr)
 
 
+@pytest.mark.long
 def test_without_what_windows_lacks(tmp_path: Path) -> None:
     ended = on_windows(tmp_path, "train.py", *QUICK, "model.hidden=[8]", "hydra.run.dir=run")
     assert ended.code == 0 and not ended.err, ended.err

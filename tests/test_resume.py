@@ -115,6 +115,10 @@ MOMENTS = {  # 82 steps make an epoch
 }
 
 
+# The others, and more, are among the random stops of test_stops.py too, within one process.
+BRIEFLY = ("mid-epoch, several steps in a round", "in validation", "before gradients are complete")
+
+
 class EachBatch(Callback):
     """Its presence makes each batch a round of Lightning's loop."""
 
@@ -126,7 +130,7 @@ class EachBatch(Callback):
 @pytest.mark.parametrize(
     ("moment", "number"),
     [
-        pytest.param(moment, number, marks=pytest.mark.long if ONE_BY_ONE in MOMENTS[moment] else [])
+        pytest.param(moment, number, marks=[] if moment in BRIEFLY else pytest.mark.long)
         for moment, number in zip(MOMENTS, cycle(STOPPING), strict=False)
     ],
 )
@@ -188,13 +192,12 @@ def test_more_or_fewer_batches_in_a_round_are_the_same_run(
         same_runs(whole(), tmp_path / f"run{step}")
 
 
-def test_new_settings_win_over_those_that_a_run_was_started_with(run: Run, tmp_path: Path) -> None:
+def test_new_settings_win_over_those_that_a_run_was_started_with(train_here: Train, tmp_path: Path) -> None:
     def rates(*words: str) -> list[float]:
         folder = f"run{len(list(tmp_path.iterdir()))}"
-        begin = ["optimizer=sgd", "optimizer.lr=0.1", "trainer.max_epochs=1", f"hydra.run.dir={folder}"]
-        assert run("train.py", *WORDS, *begin, *(word for word in words if "scheduler" in word)).code == 0
-        ended = run("train.py", f"resume={folder}", "trainer.max_epochs=2", *words)
-        assert ended.code == 0, ended.err
+        begin = ["optimizer=sgd", "optimizer.lr=0.1", "trainer.max_epochs=1"]
+        train_here(*WORDS, *begin, *(word for word in words if "scheduler" in word), folder=folder)
+        train_here(f"resume={folder}", "trainer.max_epochs=2", *words)
         last = checkpoint.read(tmp_path / folder / "checkpoints" / "last.ckpt")
         momentum = last["optimizer_states"][0]["param_groups"][0]["momentum"]
         assert momentum == (0.5 if "optimizer.momentum=0.5" in words else 0.9)
@@ -206,9 +209,9 @@ def test_new_settings_win_over_those_that_a_run_was_started_with(run: Run, tmp_p
     assert rates("scheduler=none", "optimizer.lr=0.01", "optimizer.momentum=0.5") == pytest.approx([0.01] * len(plain))
     cosine = rates("scheduler=cosine")
     assert rates("scheduler=cosine", "optimizer.lr=0.05") == pytest.approx([rate / 2 for rate in cosine])
-    line = one_line(run("train.py", "resume=run0", "optimizer=adam", "trainer.max_epochs=3"))
-    assert "was trained with the optimizer SGD, and optimizer is Adam" in line
-    assert run("train.py", "resume=run0", "trainer.max_epochs=3").code == 0, "what was refused is not remembered"
+    with pytest.raises(SystemExit, match="was trained with the optimizer SGD, and optimizer is Adam"):
+        train_here("resume=run0", "optimizer=adam", "trainer.max_epochs=3")
+    train_here("resume=run0", "trainer.max_epochs=3")  # what was refused is not remembered
 
 
 def test_what_resume_says(run: Run, trained: Path, tmp_path: Path) -> None:
