@@ -12,7 +12,7 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from mnist_pl.figures.plots import rows
-from mnist_pl.models.classifier import HOW
+from mnist_pl.models.schedules import HOW
 from mnist_pl.reading import checkpoint
 from mnist_pl.runs.build import build
 

@@ -1,20 +1,20 @@
 """The LightningModule that every network here is: step, metrics, optimiser."""
 
-from math import inf, isfinite
+from math import isfinite
 from typing import Any
 
 import torch.nn.functional as F
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler
+from torch.optim.lr_scheduler import LRScheduler
 
 from mnist_pl.models.metrics import Scores
+from mnist_pl.models.schedules import HOW, fit_to, make_schedule
 
 MEAN, STD = 0.1307, 0.3081  # of the pixels of MNIST's 60,000 training images, in [0, 1]
 ADAM: dict[str, Any] = {"_target_": "torch.optim.Adam", "lr": 0.001}
-HOW = ("interval", "frequency", "monitor", "strict", "name")  # what Lightning wants to know of a scheduler
 
 Batch = tuple[Tensor, Tensor]  # images (B, 1, 28, 28) float in [0, 1], labels (B,)
 
@@ -115,22 +115,8 @@ class DigitClassifier(LightningModule):
         optimizer = self.make_optimizer()
         if not self.hparams["scheduler"]:
             return optimizer
-        trainer: Any = self.trainer
-        steps, settings = trainer.estimated_stepping_batches, self.hparams["scheduler"]
-        how = {name: value for name, value in settings.items() if name in HOW}
-        if not 0 < steps < inf and "'all_steps'" in str(settings):
-            lengths = ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches")
-            said = ", ".join(f"trainer.{name}={getattr(trainer, name)}" for name in lengths)
-            raise ValueError(f"{said}: give a run of {steps} steps, which no schedule fits; say scheduler=none")
-        scheduler: Any = self.make_scheduler(optimizer, steps)
-        length, needed = getattr(scheduler, "total_steps", inf), steps
-        if how.get("interval") != "step":
-            needed = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else inf
-        if length < needed // how.get("frequency", 1):
-            raise ValueError(
-                f"scheduler.total_steps={length}: this schedule cannot go on for the {needed} steps of the run; "
-                "say all_steps, with scheduler.interval=step"
-            )
+        scheduler = fit_to(self.trainer, self.hparams["scheduler"], lambda steps: self.make_scheduler(optimizer, steps))
+        how = {name: value for name, value in self.hparams["scheduler"].items() if name in HOW}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **how}}
 
     def make_optimizer(self) -> Optimizer:
@@ -145,20 +131,7 @@ class DigitClassifier(LightningModule):
 
     def make_scheduler(self, optimizer: Optimizer, all_steps: float) -> LRScheduler:
         """Raises TypeError or ValueError where a setting of `scheduler` is not one of its class, or out of range."""
-        words = {"all_steps": all_steps, "lr": self.lr}
-
-        def made(value: Any) -> Any:
-            if isinstance(value, list | tuple):
-                return [made(part) for part in value]
-            if not isinstance(value, dict) or "_target_" not in value:
-                return words.get(value, value) if isinstance(value, str) else value
-            kind = get_object(value["_target_"])
-            if not (isinstance(kind, type) and issubclass(kind, LRScheduler)):
-                return instantiate(value, _convert_="all")
-            settings = {name: made(part) for name, part in value.items() if name not in ("_target_", *HOW)}
-            return kind(optimizer, **settings) if kind is not ChainedScheduler else kind(**settings)
-
-        return made(self.hparams["scheduler"])
+        return make_schedule(self.hparams["scheduler"], optimizer, {"all_steps": all_steps, "lr": self.lr})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """So that the file alone is enough to rebuild the network, where its class is known."""

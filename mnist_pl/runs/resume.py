@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_pl.runs.config import Train
 from mnist_pl.runs.folders import NEWEST, RESUMED, existing_checkpoint, find, key_of, newest_run, said
-from mnist_pl.storage import as_typed, as_word, quoted, read_value, remove_parts, short_path, write
+from mnist_pl.storage import as_typed, as_word, quoted, read_value, remove_parts, write
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -30,7 +29,6 @@ PRESETS = ("experiment", "sweep")  # groups that set what others have chosen
 LASTING = re.compile(r"\$\{(?!(hydra|label):)[\w.]+:")  # `${oc.env:LR}`, `${now:...}`: may be another value tomorrow
 LONG = {"-cd": "--config-dir", "-cp": "--config-path", "-cn": "--config-name", "-p": "--package", "-c": "--cfg"}
 VALUED = (*LONG, *LONG.values())  # flags of Hydra that are followed by a value
-KNOWN = ("mnist_pl", "lightning", "torch", "torchmetrics")  # packages whose classes any run folder may name
 FALSE = ("false", "no", "off", "0")
 
 
@@ -116,8 +114,8 @@ def _store(settings: Any, folder: Path, conf: Path, keys: list[str]) -> None:
     known = settings.keys() <= Train.__dataclass_fields__.keys()
     defaults = ["train_schema"] * known + ["_self_", *({group: None} for group in groups)]
     program: Any = OmegaConf.load(conf / "train.yaml")
-    node = {"defaults": [*defaults, {"override hydra/job_logging": "default"}], **settings}
-    ConfigStore.instance().store(RESUMED, {**node, "hydra": program["hydra"]})
+    ours = {"defaults": [*defaults, {"override hydra/job_logging": "default"}], "hydra": program["hydra"]}
+    ConfigStore.instance().store(RESUMED, {**settings, **ours})
 
 
 def find_start(model: "DigitClassifier", trainer: "Trainer", fit: bool, ckpt_path: str | None) -> Path | None:
@@ -156,52 +154,6 @@ def find_start(model: "DigitClassifier", trainer: "Trainer", fit: bool, ckpt_pat
                 f"{trainer.max_steps}; raise it to train further, or say fit=false to only test"
             )
     return start
-
-
-def check_consent(cfg: DictConfig) -> None:
-    """A run folder may be a stranger's: what its settings name is imported if it is known, or named again.
-
-    Raises:
-        ValueError: neither.
-    """
-    if cfg.resume is None:
-        return
-    words = " ".join(HydraConfig.get().overrides.task)
-    for key, target in _foreign(OmegaConf.to_container(cfg)).items():
-        if not re.search(rf"(?<![\w.]){re.escape(target)}(?![\w.])", words):
-            raise ValueError(
-                f"resume={short_path(cfg.resume)}: its {key} is {target}, which is not of this project, and may be a "
-                f"stranger's code; if you know it, say so: {again(cfg, cfg.resume)}"
-            )
-
-
-def again(cfg: DictConfig, folder: str) -> str:
-    """The words that resume the run in `folder`."""
-    named = [f"{key}={target}" for key, target in _foreign(OmegaConf.to_container(cfg)).items()]
-    return " ".join([as_word("resume", folder), *named])
-
-
-def _foreign(settings: Any, key: str = "") -> dict[str, str]:
-    """The `_target_`s, by their keys, that are no classes of this project or of the libraries that it is built on."""
-    if isinstance(settings, list):
-        settings = {str(number): value for number, value in enumerate(settings)}
-    if not isinstance(settings, dict):
-        return {}
-    found = {
-        path: target for name, value in settings.items() for path, target in _foreign(value, f"{key}.{name}").items()
-    }
-    target = settings.get("_target_")
-    if isinstance(target, str) and not _is_known(target):
-        found[f"{key}._target_".lstrip(".")] = target
-    return {path.lstrip("."): target for path, target in found.items()}
-
-
-def _is_known(target: str) -> bool:
-    """Also not `mnist_pl.benchmark.subprocess.Popen`, a stranger's class by another name."""
-    if target.partition(".")[0] not in KNOWN:
-        return False
-    found = get_object(target)
-    return isinstance(found, type) and found.__module__.partition(".")[0] in KNOWN
 
 
 def changes(cfg: DictConfig) -> list[str]:

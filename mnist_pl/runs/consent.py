@@ -1,0 +1,57 @@
+"""Whose code a run folder may call for: a stranger's folder is resumed without importing what is not known.
+
+A class of one's own is imported when the command line names it: at the start of a run, and again with resume=.
+"""
+
+import re
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from mnist_pl.storage import as_word, short_path
+
+KNOWN = ("mnist_pl", "lightning", "torch", "torchmetrics")  # packages whose classes any run folder may name
+
+
+def check_consent(cfg: DictConfig) -> None:
+    """Raises ValueError where the settings of a run that is resumed name what is not known, and not named again."""
+    if cfg.resume is None:
+        return
+    words = " ".join(HydraConfig.get().overrides.task)
+    for key, target in _foreign(OmegaConf.to_container(cfg)).items():
+        if not re.search(rf"(?<![\w.]){re.escape(target)}(?![\w.])", words):
+            raise ValueError(
+                f"resume={short_path(cfg.resume)}: its {key} is {target}, which is not of this project, and may be a "
+                f"stranger's code; if you know it, say so: {again(cfg, cfg.resume)}"
+            )
+
+
+def again(cfg: DictConfig, folder: str) -> str:
+    """The words that resume the run in `folder`."""
+    named = [f"{key}={target}" for key, target in _foreign(OmegaConf.to_container(cfg)).items()]
+    return " ".join([as_word("resume", folder), *named])
+
+
+def _foreign(settings: Any, key: str = "") -> dict[str, str]:
+    """The `_target_`s, by their keys, that are no classes of this project or of the libraries that it is built on."""
+    if isinstance(settings, list):
+        settings = {str(number): value for number, value in enumerate(settings)}
+    if not isinstance(settings, dict):
+        return {}
+    found = {
+        path: target for name, value in settings.items() for path, target in _foreign(value, f"{key}.{name}").items()
+    }
+    target = settings.get("_target_")
+    if isinstance(target, str) and not _is_known(target):
+        found[f"{key}._target_".lstrip(".")] = target
+    return {path.lstrip("."): target for path, target in found.items()}
+
+
+def _is_known(target: str) -> bool:
+    """Also not `mnist_pl.benchmark.subprocess.Popen`, a stranger's class by another name."""
+    if target.partition(".")[0] not in KNOWN:
+        return False
+    found = get_object(target)
+    return isinstance(found, type) and found.__module__.partition(".")[0] in KNOWN
