@@ -41,9 +41,9 @@ class FastSingleDevice(SingleDeviceStrategy):
 
         `trainer`: the arguments of a Trainer.
         """
-        if strategy != "auto" or trainer["devices"] not in (1, "1") or trainer["num_nodes"] != 1:
+        if strategy != "auto" or trainer.get("devices") not in (1, "1") or trainer.get("num_nodes", 1) != 1:
             return strategy
-        accelerator = trainer["accelerator"]
+        accelerator = trainer.get("accelerator", "auto")
         if accelerator in ("auto", "gpu", "cuda") and CUDAAccelerator.is_available():
             return cls("cuda:0")
         if accelerator in ("auto", "gpu", "mps") and MPSAccelerator.is_available():

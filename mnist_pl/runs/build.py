@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from mnist_pl.runs.check import check, check_size, construct, parameters, target_of, try_step
 from mnist_pl.runs.folders import RESUMED
 from mnist_pl.runs.processes import strategy_here
+from mnist_pl.storage import as_word
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -194,6 +195,12 @@ def _make_trainer(cfg: DictConfig, data: "MNISTDataModule", model: "DigitClassif
 
     defaults = {key: default for key, (_, default) in (parameters(Trainer) or {}).items()}
     settings: dict[str, Any] = {**defaults, **_plain(cfg.trainer)}
+    root, folder = settings["default_root_dir"], HydraConfig.get().runtime.output_dir
+    if root is not None and Path(root).absolute() != Path(folder):
+        raise ValueError(
+            f"trainer.default_root_dir={root}: is the run's folder; choose it by {as_word('hydra.run.dir', root)}"
+        )
+    settings["default_root_dir"] = folder
     if settings["accelerator"] in ("gpu", "cuda") and not (torch.cuda.is_available() or torch.mps.is_available()):
         raise ValueError(
             f"trainer.accelerator={settings['accelerator']}: PyTorch {torch.__version__} finds no GPU on this machine; "
@@ -222,14 +229,17 @@ def _make_trainer(cfg: DictConfig, data: "MNISTDataModule", model: "DigitClassif
             if isinstance(callback, Best):
                 callback.monitor = None
     _check_monitors({"scheduler": cfg.scheduler, **callbacks}, model, settings["limit_val_batches"] != 0)
-    plugins = settings["plugins"] if isinstance(settings["plugins"], list) else [settings["plugins"]]
-    plugins = [plugin for plugin in plugins if plugin is not None]
-    plugins.append(DurableIO())
-    strategy = strategy_here(settings["strategy"])
-    strategy = FastSingleDevice.where_it_fits(settings, strategy)
     observers = {"callbacks": list(callbacks.values()), "logger": list(loggers.values()) or False}
-    more = {**observers, "plugins": plugins, "strategy": strategy}
-    trainer: Trainer = construct("trainer", settings, partial(_instantiate, recursive=True, **more), Trainer)
+
+    def make(settings: dict[str, Any]) -> Any:
+        plugins = settings.get("plugins")
+        plugins = [plugin for plugin in (plugins if isinstance(plugins, list) else [plugins]) if plugin is not None]
+        plugins.append(DurableIO())
+        strategy = strategy_here(settings.get("strategy", "auto"))
+        strategy = FastSingleDevice.where_it_fits(settings, strategy)
+        return _instantiate(settings, recursive=True, **observers, plugins=plugins, strategy=strategy)
+
+    trainer: Trainer = construct("trainer", settings, make, Trainer)
     _check_processes(trainer)
     _show_profile(trainer)
     return trainer

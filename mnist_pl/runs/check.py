@@ -17,7 +17,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mnist_pl.runs.errors import suggest
+from mnist_pl.runs.errors import GROUPS, suggest
 from mnist_pl.storage import one_line
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ def check(
         value = _resolve(node, key, f"{name}.{key}")
         if key.startswith("_"):  # Hydra's
             continue
+        if name == "trainer" and key in GROUPS:
+            raise ValueError(f"{name}.{key}: is a group of its own; say {key}=none")
         if known is not None and key not in takes:
             raise ValueError(f"{name}.{key}: there is no such setting; {suggest(key, known)}")
         hint, default = takes.get(key, (Any, None))
@@ -207,7 +209,7 @@ def _blamed(name: str, settings: dict[str, Any], make: Callable[[dict[str, Any]]
         yield f"{name}.{key}={settings[key]}"
         return
     set_here = [key for key in others if key in known and known[key][1] != settings[key]]
-    yield from (f"{name}.{key}={settings[key]}" for key in ("_target_", *set_here))
+    yield from (f"{name}.{key}={settings[key]}" for key in (*set_here, "_target_"))
 
 
 def check_size(sketch: "DigitClassifier") -> None:

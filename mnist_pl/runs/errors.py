@@ -19,6 +19,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from mnist_pl.storage import one_line
 
+GROUPS = ("logger", "callbacks")  # which Lightning's Trainer takes as arguments
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 SAID = "MNIST_PL_FULL_ERROR"  # what HYDRA_FULL_ERROR was before, for further processes of the run (DDP)
 WANTS_TRACEBACK = os.environ.get(SAID, os.environ.get("HYDRA_FULL_ERROR")) == "1"
@@ -107,7 +108,9 @@ def explain(error: Exception) -> str:
             f"{error.override}: cannot be parsed ({reason}); put quotes inside the quotes of the shell: \"key='a=b'\""
         )
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):
-        known = list(cause.parent_node)
+        if str(cause.key) in GROUPS:
+            return f"{cause.full_key}: is a group of its own; say {cause.key}=none"
+        known = [key for key in map(str, cause.parent_node) if not key.startswith("_")]
         return f"{cause.full_key}: there is no such setting; {suggest(str(cause.key), known)}"
     text = str(error)
     number = getattr(error, "errno", None) or getattr(cause, "errno", None)

@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 PRESETS = ("experiment", "sweep")  # groups that set what others have chosen
 LASTING = re.compile(r"\$\{(?!(hydra|label):)[\w.]+:")  # `${oc.env:LR}`, `${now:...}`: may be another value tomorrow
 LONG = {"-cd": "--config-dir", "-cp": "--config-path", "-cn": "--config-name", "-p": "--package", "-c": "--cfg"}
-VALUED = (*LONG, *LONG.values())  # flags of Hydra that are followed by a value
+VALUED = (*LONG, *LONG.values(), "--experimental-rerun")  # flags of Hydra that are followed by a value
 FALSE = ("false", "no", "off", "0")
 
 
 def expand_resume(arguments: list[str], conf: Path) -> list[str]:
-    """A command line's arguments in which `resume=RUN` stands for the settings that the run was composed with.
+    """A command line's arguments, in which `resume=RUN` stands for the settings that the run was composed with.
 
-    The other arguments come on top. Ends the program where there is nothing left to do. `conf` is the folder of
-    train.yaml and the groups.
+    The other arguments come on top; flags come first. Ends the program where there is nothing left to do. `conf` is the
+    folder of train.yaml and the groups.
 
     Raises:
         ValueError: there is no such run, or it is a sweep that is asked for.
@@ -46,7 +46,7 @@ def expand_resume(arguments: list[str], conf: Path) -> list[str]:
     typed = [word.partition("=")[2] for word in words if key_of(word) == "resume"]
     runs = [text if (read := read_value(text)) is None else str(read) for text in typed]
     if not runs or runs[-1] == "null":
-        return arguments
+        return [*flags, *words]  # which argparse wants apart
     if not runs[-1]:
         raise ValueError("resume= is empty; name a run folder, or say resume=last for the newest")
     if {"-m", "--multirun"} & set(flags):
@@ -55,12 +55,16 @@ def expand_resume(arguments: list[str], conf: Path) -> list[str]:
     if folder.suffix == ".ckpt":
         folder = folder.parent.parent
     config, overrides = (folder / ".hydra" / f"{name}.yaml" for name in ("config", "overrides"))
+    if (folder / "multirun.yaml").exists():
+        raise ValueError(
+            f"resume={runs[-1]}: is a sweep; resume its jobs one by one, as {as_word('resume', folder / '0')}"
+        )
     if not overrides.is_file() or not overrides.stat().st_size:
         raise ValueError(
             f"resume={runs[-1]}: {overrides} tells how a run was started, and is "
             f"{'empty' if overrides.is_file() else 'not there'}; name a run folder, or say resume=last for the newest"
         )
-    if (folder / "summary.json").exists() and not more:
+    if (folder / "summary.json").exists() and not more and not flags:
         print(f"{folder} is finished; to train it further, add for instance trainer.max_epochs=10")
         sys.exit()
     composed = config.read_text(encoding="utf-8") if config.is_file() else ""
@@ -94,7 +98,7 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     flags: list[str] = []
     words: list[str] = []
     for argument in arguments:
-        if flags and flags[-1] in VALUED:
+        if flags and (flags[-1] in VALUED or (flags[-1] in ("--info", "-i") and "=" not in argument)):
             flags[-1] = f"{LONG.get(flags[-1], flags[-1])}={argument}"
         else:
             (flags if argument.startswith("-") else words).append(argument)
