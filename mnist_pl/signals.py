@@ -95,14 +95,19 @@ def end_at_once_next_time() -> None:
         signal.signal(number, end_now)
 
 
+def tell(number: int) -> None:
+    """What has happened, and how to continue; not by `print`, which may be what was interrupted."""
+    line = f"stopped by {signal.Signals(number).name}; {advice('run the same command again')}\n"
+    with suppress(OSError):  # nobody reads it any more
+        os.write(2, line.encode(errors="backslashreplace"))
+
+
 def _end(number: int, frame: Any) -> None:
     global _in_hand
     end_at_once_next_time()
     _in_hand = False
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # not `print`, which may be what was interrupted
-        line = f"stopped by {signal.Signals(number).name}; {advice('run the same command again')}\n"
-        with suppress(OSError):  # nobody reads it any more
-            os.write(2, line.encode(errors="backslashreplace"))
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        tell(number)
     if os.environ.get(FIRST) == str(os.getppid()):
         os.kill(os.getppid(), number)
         time.sleep(GRACE)  # ended by the first process, which should not find it ended

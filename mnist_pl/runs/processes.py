@@ -14,7 +14,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log, setup_globals
 from omegaconf import DictConfig
 
-from mnist_pl.signals import end_on_signals, end_others, pass_on, share, watch
+from mnist_pl.signals import advise, end_on_signals, end_others, pass_on, share, tell, watch
+from mnist_pl.storage import short_path
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -45,7 +46,11 @@ def launch(trainer: "Trainer", main: Callable[[DictConfig], Any], cfg: DictConfi
     try:
         return launcher.launch(partial(_work, main, cfg, HydraConfig.instance().cfg))
     except ProcessExitedException as error:  # which has told why
-        sys.exit(error.exit_code if error.exit_code > 0 else 128 - error.exit_code)
+        code = error.exit_code if error.exit_code > 0 else 128 - error.exit_code
+        if code > 128 and launcher.procs[0].exitcode == 0:  # but not where the one that tells was done already
+            advise(f"the run is finished, in {short_path(trainer.default_root_dir)}")
+            tell(code - 128)
+        sys.exit(code)
 
 
 def _work(main: Callable[[DictConfig], Any], cfg: DictConfig, hydra: Any) -> Any:
