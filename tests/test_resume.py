@@ -473,3 +473,11 @@ def test_the_newest_run_may_have_no_checkpoint_yet(run: Run, trained: Path, tmp_
     ended = run("train.py", "resume=last", "trainer.max_epochs=1", GO)
     assert ended.code == 0 and "resumes outputs/newer" in ended.out, ended.err
     assert (tmp_path / "outputs" / "newer" / "summary.json").exists()
+
+
+def test_a_checkpoint_callback_of_lightnings_writes_beside_ours(train_here: Train, tmp_path: Path) -> None:
+    words = ["data=digits", "model=mlp", "callbacks=minimal", "logger=csv", "trainer.max_epochs=1"]
+    train_here(*words, "+callbacks.own={_target_: lightning.pytorch.callbacks.ModelCheckpoint, save_last: true}")
+    assert {path.parent for path in tmp_path.glob("**/*.ckpt")} == {tmp_path / "run" / "checkpoints"}
+    train_here("resume=run", "trainer.max_epochs=2")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["epochs"] == 2

@@ -187,7 +187,7 @@ def _try_optimizer_and_scheduler(settings: Any) -> None:
 def _make_trainer(cfg: DictConfig, data: "MNISTDataModule", model: "DigitClassifier") -> "Trainer":
     import torch
     from lightning import Trainer
-    from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
+    from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, ProgressBar
     from lightning.pytorch.loggers import Logger
 
     from mnist_pl.engine.checkpoints import Best, DurableIO
@@ -216,6 +216,9 @@ def _make_trainer(cfg: DictConfig, data: "MNISTDataModule", model: "DigitClassif
     if settings["barebones"]:
         settings |= BAREBONES
         loggers = {}
+    for callback in callbacks.values():
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:  # else below that of a logger
+            callback.dirpath = os.path.join(folder, "checkpoints")
     for name, kind in {"enable_checkpointing": Checkpoint, "enable_progress_bar": ProgressBar}.items():
         if settings[name] is False:
             callbacks = {path: callback for path, callback in callbacks.items() if not isinstance(callback, kind)}
