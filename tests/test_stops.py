@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from conftest import ROOT, Run, Train
+from conftest import ROOT, Run, Train, start
 from hydra.experimental.callback import Callback as HydraCallback
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
@@ -177,3 +177,22 @@ def test_a_signal_while_the_program_starts(tmp_path: Path, number: int) -> None:
         _, err = process.communicate(timeout=20)
         assert process.returncode == 128 + number, err
         assert err.startswith(f"stopped by {signal.Signals(number).name}; ") and err.count("\n") == 1
+
+
+class Busy(Callback):
+    """Says so, and lets a training step last for a minute."""
+
+    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
+        Path("busy").touch()
+        time.sleep(60)
+
+
+def test_a_second_signal_is_not_waited_for(tmp_path: Path) -> None:
+    process = start(tmp_path, "train.py", *SMALL, "+callbacks.busy={_target_: test_stops.Busy}", "hydra.run.dir=run")
+    while not (tmp_path / "busy").exists() and process.is_alive():
+        time.sleep(0.01)
+    for _ in range(2):
+        os.kill(process.pid or 0, signal.SIGTERM)
+        time.sleep(1)  # the first is waited for: the step under way is to end
+    process.join(10)
+    assert process.exitcode == 128 + signal.SIGTERM
