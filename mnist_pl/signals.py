@@ -20,6 +20,7 @@ AT_ONCE = 0.3  # seconds
 GRACE = 3.0  # seconds, for one of several processes, which may wait for another that has ended
 
 _advice = ""
+_told = False
 _in_hand = False  # the training has taken note of a signal
 _others: Callable[[int], Any] | None = None  # sends a signal to the processes that this one has started
 
@@ -45,6 +46,8 @@ def _watch(reader: socket.socket) -> None:
         if number in STOPPING:
             time.sleep(GRACE)
             if not _in_hand:
+                if os.environ.get("LOCAL_RANK", "0") == "0":
+                    tell(number)
                 end_others()
                 _exit(128 + number)
 
@@ -96,7 +99,11 @@ def end_at_once_next_time() -> None:
 
 
 def tell(number: int) -> None:
-    """What has happened, and how to continue; not by `print`, which may be what was interrupted."""
+    """What has happened, and how to continue, once; not by `print`, which may be what was interrupted."""
+    global _told
+    if _told:
+        return
+    _told = True
     line = f"stopped by {signal.Signals(number).name}; {advice('run the same command again')}\n"
     with suppress(OSError):  # nobody reads it any more
         os.write(2, line.encode(errors="backslashreplace"))

@@ -132,6 +132,7 @@ STOP = "+callbacks.stop={_target_:lightning.pytorch.callbacks.EarlyStopping,moni
         ("scheduler=0.5", ["scheduler=0.5", "onecycle"]),
         ("trainer.profiler=1", ["trainer.profiler", "1"]),
         ("trainer.accumulate_grad_batches=abc", ["trainer.accumulate_grad_batches", "whole number", "'abc'"]),
+        ("trainer.val_check_interval=0", ["trainer.val_check_interval", "positive", "0"]),
         ("optimizer.amsgrad=abc", ["optimizer.amsgrad", "true or false", "'abc'"]),
         ("optimizer.lr='${oc.env:NOPE}'", ["optimizer.lr=${oc.env:NOPE}", "'NOPE' not found"]),
         ("callbacks=default callbacks.projector.images=3.7", ["callbacks.projector.images", "whole number", "3.7"]),

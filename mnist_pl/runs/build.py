@@ -40,6 +40,7 @@ KNOWN_WARNINGS = (
 BAREBONES = {"num_sanity_val_steps": 0, "enable_checkpointing": False, "enable_progress_bar": False}
 BAREBONES |= {"log_every_n_steps": 0, "enable_model_summary": False}
 KNOWN_CALLBACKS = ("lightning.", "mnist_pl.engine.", "mnist_pl.figures.")
+POSITIVE = ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval")  # of the Trainer's settings
 TRIED_STEPS = 1000  # of a schedule, to see that it can be made; as good as any number
 PROCESSES_FOR_A_CORE = 8  # at the most; beyond that, it was not meant
 
@@ -206,6 +207,10 @@ def _make_trainer(cfg: DictConfig, data: "MNISTDataModule", model: "DigitClassif
             f"trainer.accelerator={settings['accelerator']}: PyTorch {torch.__version__} finds no GPU on this machine; "
             "say trainer.accelerator=cpu, or auto to use one where there is one"
         )
+    for name in POSITIVE:  # Lightning would divide by it
+        value = settings[name]
+        if isinstance(value, int | float) and value <= 0:
+            raise ValueError(f"trainer.{name} must be positive, got {value}")
     cores = os.cpu_count() or 1
     if str(settings["devices"]).isdigit() and int(settings["devices"]) > PROCESSES_FOR_A_CORE * cores:
         raise ValueError(
