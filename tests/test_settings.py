@@ -132,6 +132,7 @@ STOP = "+callbacks.stop={_target_:lightning.pytorch.callbacks.EarlyStopping,moni
         ("scheduler=0.5", ["scheduler=0.5", "onecycle"]),
         ("trainer.profiler=1", ["trainer.profiler", "1"]),
         ("trainer.accumulate_grad_batches=abc", ["trainer.accumulate_grad_batches", "whole number", "'abc'"]),
+        ("trainer.limit_val_batches=1e-9", ["trainer.limit_val_batches", "Try at least"]),
         ("trainer.val_check_interval=0", ["trainer.val_check_interval", "positive", "0"]),
         ("optimizer.amsgrad=abc", ["optimizer.amsgrad", "true or false", "'abc'"]),
         ("optimizer.lr='${oc.env:NOPE}'", ["optimizer.lr=${oc.env:NOPE}", "'NOPE' not found"]),

@@ -2,8 +2,10 @@
 
 import difflib
 import errno
+import inspect
 import logging
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterable, Iterator
@@ -119,6 +121,11 @@ def explain(error: Exception) -> str:
         text += f"; make room{where}, or choose another folder for the run with hydra.run.dir=FOLDER"
     if isinstance(cause, OmegaConfBaseException):
         text += f": {cause.msg}"
+    if type(error).__name__ == "MisconfigurationException":
+        from lightning import Trainer
+
+        names = "|".join(inspect.signature(Trainer).parameters)
+        text = re.sub(rf"`({names})\b", r"`trainer.\1", text)  # whose arguments Lightning speaks of
     return one_line(text)
 
 
