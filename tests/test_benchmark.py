@@ -9,6 +9,7 @@ from conftest import ComposeRun, Run
 from mnist_pl import benchmark
 
 
+@pytest.mark.long
 def test_a_row_is_measured_on_random_images_where_there_is_no_mnist(run: Run) -> None:
     ended = run("mnist_pl/benchmark.py", "--only", "reading", "--json")
     assert ended.code == 0, ended.err

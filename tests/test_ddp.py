@@ -61,7 +61,7 @@ def test_two_processes_share_the_work_and_count_every_test_image_once(run: Run, 
     assert last["images_seen"] == 2 * 2 * (1297 // 2)
 
 
-@pytest.mark.parametrize("strategy", ["ddp_fork", *(pytest.param(name, marks=LONG) for name in ("ddp", "ddp_spawn"))])
+@pytest.mark.parametrize("strategy", [pytest.param(name, marks=LONG) for name in ("ddp_fork", "ddp", "ddp_spawn")])
 def test_three_processes_and_numbers_that_do_not_divide(run: Run, tmp_path: Path, strategy: str) -> None:
     words = [*QUICK, *THREE, f"trainer.strategy={strategy}", "trainer.max_epochs=2", "trainer.val_check_interval=0.5"]
     ended = run("train.py", *words, "callbacks.last.every_n_minutes=0.001", "hydra.run.dir=run")

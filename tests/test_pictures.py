@@ -379,7 +379,7 @@ LARGE: dict[str, Callable[[], bytes]] = {
 
 @CRAFTED
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "16 bits.png" else pytest.mark.long) for name in LARGE]
+    "name", [pytest.param(name, marks=[] if name == "8 bits.png" else pytest.mark.long) for name in LARGE]
 )
 def test_large_pictures_take_little_memory(tmp_path: Path, name: str) -> None:
     path = tmp_path / name

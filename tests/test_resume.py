@@ -116,7 +116,7 @@ MOMENTS = {  # 82 steps make an epoch
 
 
 # The others, and more, are among the random stops of test_stops.py too, within one process.
-BRIEFLY = ("mid-epoch, several steps in a round", "in validation", "before gradients are complete")
+BRIEFLY = ("mid-epoch, several steps in a round", "before gradients are complete")
 
 
 class EachBatch(Callback):
@@ -255,7 +255,7 @@ def test_a_run_that_is_killed_at_random_moments_is_resumed(
     tmp_path: Path, whole: Callable[..., Path], record_property: Callable[[str, Any], None]
 ) -> None:
     words = ["trainer.max_epochs=8", "callbacks.last.every_n_train_steps=15"]
-    random, kills, wanted = Random(1), 0, int(os.environ.get("KILLS", "4"))
+    random, kills, wanted = Random(1), 0, int(os.environ.get("KILLS", "3"))
     while kills < wanted:
         folder = tmp_path / str(kills)
         folder.mkdir()
@@ -312,7 +312,7 @@ def test_a_checkpoint_whose_training_state_is_broken_is_refused(run: Run, traine
 
 
 @pytest.mark.promise("a NaN loss stops the run, the last good checkpoint stays", "a rate of 1e30, SGD")
-@pytest.mark.parametrize("every", ["null", "1"])
+@pytest.mark.parametrize("every", ["null", pytest.param("1", marks=pytest.mark.long)])
 def test_a_nan_loss_stops_the_run(run: Run, tmp_path: Path, every: str) -> None:
     words = [
         *WORDS,
