@@ -9,7 +9,6 @@ import csv
 import os
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
-from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +20,9 @@ from omegaconf import DictConfig
 
 from mnist_pl.runs import config  # noqa: F401  # registers the schema
 from mnist_pl.runs.errors import one_line_errors, set_up_process
-from mnist_pl.runs.folders import find, key_of
-from mnist_pl.runs.resume import VALUED
-from mnist_pl.storage import one_line, quoted, read_value, short_path
+from mnist_pl.runs.folders import find
+from mnist_pl.runs.words import BETWEEN, expand_input
+from mnist_pl.storage import one_line, short_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 DRAWN = 20  # test images in the grid
 SHEET = 100  # pictures on the contact sheet
 TOGETHER = 500  # pictures read before the network gets them
-BETWEEN = "\0"  # pictures in `input`, which Hydra reads a hundred times as fast as a list
 AT_ONCE = 250  # images for the network; small enough for the activations to stay in a processor's cache
 
 
@@ -159,50 +157,6 @@ def answers(model: "DigitClassifier", images: "Tensor") -> "tuple[Tensor, Tensor
         logits = torch.cat([model(to_float(batch)) for batch in images.split(AT_ONCE)])
         confidences, digits = logits.softmax(dim=1).max(dim=1)
     return confidences, digits
-
-
-def expand_input(arguments: list[str]) -> list[str]:
-    """A command line's arguments in which one `input=` has all the pictures that were named, one way or another.
-
-    A word is a picture's name where there is such a file, or where it is no setting; after `--`, each is.
-
-    Raises:
-        ValueError: one of the names is empty.
-    """
-    others: list[str] = []
-    named: list[str] = []
-    words = iter(arguments)
-    for word in words:
-        key, is_setting, value = word.partition("=")
-        if word == "--":
-            named += words
-        elif others and others[-1] in VALUED:  # a flag of Hydra's, which this is the value of
-            others.append(word)
-        elif os.path.lexists(word) or word == "-" or not (is_setting or word.startswith("-")):
-            named += _listed(word)
-        elif key_of(key) == "input":
-            named += _listed(value) if value != "null" or os.path.lexists(value) else []
-        else:
-            others.append(word)
-    if "" in named:
-        raise ValueError("input= is empty; name a picture or a folder of pictures, or leave it out for the test images")
-    found = [match for name in named for match in _matches(name)]
-    return [*others, f"input={quoted(BETWEEN.join(found))}"] if found else others
-
-
-def _listed(value: str) -> list[str]:
-    """The names in one word: itself, where there is such a file; else as Hydra reads it."""
-    read = None if os.path.lexists(value) else read_value(value)
-    if read is None:
-        return [value]
-    several = getattr(read, "list", read)  # a,b is a choice for a sweep to Hydra
-    return [str(getattr(one, "text", one)) for one in (several if isinstance(several, list) else [several])]
-
-
-def _matches(name: str) -> list[str]:
-    """The shell leaves `input=*.png` and what is in quotes as it is."""
-    name = name if os.path.lexists(name) else os.path.expanduser(name)
-    return [name] if os.path.lexists(name) else sorted(glob(name, recursive=True)) or [name]
 
 
 if __name__ == "__main__":

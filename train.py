@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from mnist_pl.runs import config  # noqa: F401  # registers the schema
 from mnist_pl.runs.build import build
-from mnist_pl.runs.config import spell_out_none  # which also registers the schema
 from mnist_pl.runs.consent import again, check_consent
 from mnist_pl.runs.errors import one_line_errors, set_up_process
 from mnist_pl.runs.folders import label, said
 from mnist_pl.runs.processes import ending_together, has_to_launch, launch
 from mnist_pl.runs.resume import changes, expand_resume, find_start, fit, remember
+from mnist_pl.runs.words import spell_out_none
 from mnist_pl.storage import short_path
 
 if TYPE_CHECKING:

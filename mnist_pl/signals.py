@@ -21,6 +21,7 @@ GRACE = 3.0  # seconds, for one of several processes, which may wait for another
 
 _advice = ""
 _told = False
+_watching = 0  # the process, of which a forked one is a copy
 _in_hand = False  # the training has taken note of a signal
 _others: Callable[[int], Any] | None = None  # sends a signal to the processes that this one has started
 
@@ -35,6 +36,10 @@ def end_on_signals() -> None:
 
 def watch() -> None:
     """Python handles no signal while the main thread waits inside PyTorch for another process; a thread does."""
+    global _watching
+    if _watching == os.getpid():
+        return
+    _watching = os.getpid()
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)

@@ -156,8 +156,8 @@ def compose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unchanged_process: 
     from omegaconf import open_dict
 
     from mnist_pl.data import EMBEDDED
-    from mnist_pl.runs.config import spell_out_none
     from mnist_pl.runs.resume import expand_resume  # registers the schema
+    from mnist_pl.runs.words import spell_out_none
 
     monkeypatch.setitem(EMBEDDED, "digits", _digits)  # enlarged once
     monkeypatch.chdir(tmp_path)

@@ -19,8 +19,8 @@ from mnist_pl.data.digits import embedded_digits
 from mnist_pl.reading.checkpoint import load_model
 from mnist_pl.reading.pictures import find_pictures
 from mnist_pl.runs.folders import find
+from mnist_pl.runs.words import BETWEEN, expand_input
 from mnist_pl.storage import printable, quoted, read_value
-from predict import BETWEEN, expand_input
 
 
 @pytest.fixture

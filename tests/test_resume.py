@@ -481,3 +481,12 @@ def test_a_checkpoint_callback_of_lightnings_writes_beside_ours(train_here: Trai
     assert {path.parent for path in tmp_path.glob("**/*.ckpt")} == {tmp_path / "run" / "checkpoints"}
     train_here("resume=run", "trainer.max_epochs=2")
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["epochs"] == 2
+
+
+@pytest.mark.parametrize("left_out", ["record", "progress", "nan", "best"])
+def test_a_run_is_resumed_without_one_of_the_callbacks(train_here: Train, tmp_path: Path, left_out: str) -> None:
+    words = ["data=digits", "model=mlp", "callbacks=minimal", "logger=csv", "trainer.max_epochs=1"]
+    train_here(*words, f"callbacks.{left_out}=null")
+    train_here("resume=run", "trainer.max_epochs=2")
+    assert checkpoint.read(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 2 * 41
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["test/acc"] > 0.3

@@ -68,10 +68,12 @@ class Best(ModelCheckpoint):
         if not theirs.is_file():
             return
         # Its own score: a killed run may have written it after the checkpoint that is resumed from.
-        metrics = torch.load(theirs, map_location="cpu", weights_only=True)["metrics"]
-        if self.monitor is not None and self.monitor not in metrics:  # written before the first validation
-            return
-        score = torch.tensor(metrics[self.monitor]) if self.monitor is not None else None
+        metrics = torch.load(theirs, map_location="cpu", weights_only=True).get("metrics")  # of Record
+        score = state_dict["best_model_score"] if metrics is None else metrics.get(self.monitor)
+        if self.monitor is not None:
+            if score is None:  # written before the first validation
+                return
+            score = torch.as_tensor(score)
         if theirs.resolve() != ours.resolve() and getattr(rank_zero_only, "rank", 0) == 0:
             write(ours, theirs.read_bytes())
         paths = {"best_model_path": str(ours), "kth_best_model_path": str(ours), "dirpath": self.dirpath}

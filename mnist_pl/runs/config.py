@@ -1,16 +1,12 @@
 """The schema of the two commands. Imports nothing heavy: --help is quick."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import MISSING, OmegaConf
 
 from mnist_pl.runs.folders import label
-
-PRESETS = ("experiment", "sweep")  # groups of which there may be none
 
 
 @dataclass
@@ -50,27 +46,3 @@ ConfigStore.instance().store("predict_schema", Predict)
 
 
 OmegaConf.register_new_resolver("label", lambda *, _root_: label(_root_), replace=True)
-
-
-def spell_out_none(arguments: list[str], conf: Path) -> list[str]:
-    """`scheduler=null`, `logger=false` and `~callbacks`, which Hydra has for single settings alone, as `none`.
-
-    `conf` is the folder of the groups.
-
-    Raises:
-        ValueError: the group has no option `none`.
-    """
-    spelt = []
-    for word in arguments:
-        group = word.partition("=")[0].removeprefix("~")
-        if not word.startswith("-") and "/" not in group and group and (conf / group).is_dir():
-            override = OverridesParser.create().parse_override(word)
-            value, options = override.value(), sorted(path.stem for path in (conf / group).glob("*.yaml"))
-            if override.is_delete() or value is None or value is False:
-                if "none" not in options and group not in PRESETS:
-                    raise ValueError(f"{word}: {group} must be one of {', '.join(options)}")
-                word = f"{group}=none" if "none" in options else ""
-            elif isinstance(value, bool | int | float | dict):
-                raise ValueError(f"{word}: {group} must be one of {', '.join(options)}")
-        spelt += [word] if word else []
-    return spelt

@@ -9,6 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from mnist_pl.runs.words import key_of
 from mnist_pl.storage import as_typed, printable
 
 RESUMED = "resumed"  # the name of the primary configuration with resume=
@@ -32,10 +33,6 @@ def said(resumed: str | None) -> tuple[dict[str, Any], list[str]]:
         words = [*OmegaConf.load(before / "overrides.yaml"), *overrides]
         overrides = list({key_of(word): word for word in words if key_of(word) != "ckpt_path"}.values())
     return choices, overrides
-
-
-def key_of(override: str) -> str:
-    return override.partition("=")[0].lstrip("+~")
 
 
 def label(cfg: Any) -> str:

@@ -17,7 +17,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_pl.runs.config import Train
-from mnist_pl.runs.folders import NEWEST, RESUMED, existing_checkpoint, find, key_of, newest_run, said
+from mnist_pl.runs.folders import NEWEST, RESUMED, existing_checkpoint, find, newest_run, said
+from mnist_pl.runs.words import PRESETS, key_of, split
 from mnist_pl.storage import as_typed, as_word, quoted, read_value, remove_parts, write
 
 if TYPE_CHECKING:
@@ -25,10 +26,7 @@ if TYPE_CHECKING:
 
     from mnist_pl.models import DigitClassifier
 
-PRESETS = ("experiment", "sweep")  # groups that set what others have chosen
 LASTING = re.compile(r"\$\{(?!(hydra|label):)[\w.]+:")  # `${oc.env:LR}`, `${now:...}`: may be another value tomorrow
-LONG = {"-cd": "--config-dir", "-cp": "--config-path", "-cn": "--config-name", "-p": "--package", "-c": "--cfg"}
-VALUED = (*LONG, *LONG.values(), "--experimental-rerun")  # flags of Hydra that are followed by a value
 FALSE = ("false", "no", "off", "0")
 
 
@@ -41,7 +39,7 @@ def expand_resume(arguments: list[str], conf: Path) -> list[str]:
     Raises:
         ValueError: there is no such run, or it is a sweep that is asked for.
     """
-    flags, words = _split(arguments)
+    flags, words = split(arguments)
     more = [word for word in words if key_of(word) != "resume"]
     typed = [word.partition("=")[2] for word in words if key_of(word) == "resume"]
     runs = [text if (read := read_value(text)) is None else str(read) for text in typed]
@@ -91,18 +89,6 @@ def expand_resume(arguments: list[str], conf: Path) -> list[str]:
     if checkpoint is not None:  # else it was killed before its first checkpoint, and starts again
         more.append(f"ckpt_path={quoted(checkpoint)}")
     return [*flags, *more, f"hydra.run.dir={quoted(folder)}"]
-
-
-def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Hydra's flags, each with its value, and the overrides."""
-    flags: list[str] = []
-    words: list[str] = []
-    for argument in arguments:
-        if flags and (flags[-1] in VALUED or (flags[-1] in ("--info", "-i") and "=" not in argument)):
-            flags[-1] = f"{LONG.get(flags[-1], flags[-1])}={argument}"
-        else:
-            (flags if argument.startswith("-") else words).append(argument)
-    return flags, words
 
 
 def _store(settings: Any, folder: Path, conf: Path, keys: list[str]) -> None:
