@@ -22,6 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mnist_pl.engine.checkpoints import STOPPING, DurableIO
 from mnist_pl.figures.plots import rows
 from mnist_pl.reading import checkpoint
+from mnist_pl.runs.sweep import choice
 
 WORDS = ["data=digits", "model.channels=[4,8]", "model.hidden=[20]", "model.dropout=0.5", "trainer.max_epochs=3"]
 WORDS += ["data.augment={shift: 2}", "trainer.log_every_n_steps=10", "data.batch_size=16"]
@@ -489,4 +490,5 @@ def test_a_run_is_resumed_without_one_of_the_callbacks(train_here: Train, tmp_pa
     train_here(*words, f"callbacks.{left_out}=null")
     train_here("resume=run", "trainer.max_epochs=2")
     assert checkpoint.read(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 2 * 41
+    assert choice(tmp_path / "run").endswith("trainer.max_epochs=2 callbacks." + left_out + "=null")
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["test/acc"] > 0.3

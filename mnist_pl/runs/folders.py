@@ -13,6 +13,7 @@ from mnist_pl.runs.words import key_of
 from mnist_pl.storage import as_typed, printable
 
 RESUMED = "resumed"  # the name of the primary configuration with resume=
+OURS = ("resume", "ckpt_path")  # settings that resume= adds itself
 RUNS = ("outputs", "multirun")  # where Hydra puts run folders, below the current one
 LIGHTNINGS = ("last", "best")  # words for the checkpoints of the newest run
 NEWEST = ("last.ckpt", "best.ckpt")  # a run that is killed as it writes its first ones has the best alone
@@ -31,7 +32,7 @@ def said(resumed: str | None) -> tuple[dict[str, Any], list[str]]:
             earlier = OmegaConf.load(hydra_before).hydra.runtime.choices
             choices = {**earlier, **{group: option for group, option in choices.items() if option is not None}}
         words = [*OmegaConf.load(before / "overrides.yaml"), *overrides]
-        overrides = list({key_of(word): word for word in words if key_of(word) != "ckpt_path"}.values())
+        overrides = list({key_of(word): word for word in words if key_of(word) not in OURS}.values())
     return choices, overrides
 
 
