@@ -134,6 +134,8 @@ STOP = "+callbacks.stop={_target_:lightning.pytorch.callbacks.EarlyStopping,moni
         ("trainer.accumulate_grad_batches=abc", ["trainer.accumulate_grad_batches", "whole number", "'abc'"]),
         ("trainer.limit_val_batches=1e-9", ["trainer.limit_val_batches", "Try at least"]),
         ("trainer.val_check_interval=0", ["trainer.val_check_interval", "positive", "0"]),
+        ("model.scheduler={a:1}", ["model.scheduler", "_target_"]),
+        ("model.optimizer={_target_:torch.nn.ReLU}", ["model.optimizer._target_=torch.nn.ReLU", "Optimizer"]),
         ("optimizer.amsgrad=abc", ["optimizer.amsgrad", "true or false", "'abc'"]),
         ("optimizer.lr='${oc.env:NOPE}'", ["optimizer.lr=${oc.env:NOPE}", "'NOPE' not found"]),
         ("callbacks=default callbacks.projector.images=3.7", ["callbacks.projector.images", "whole number", "3.7"]),

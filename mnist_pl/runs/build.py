@@ -35,6 +35,7 @@ KNOWN_WARNINGS = (
     ".*exists and is not empty",  # the checkpoints of a run that is resumed
     ".*callbacks used to create the checkpoint need",  # one that a run is resumed without
     ".*Profiler clears events at the end of each cycle",  # which Lightning reads before
+    ".*`srun` command is available",  # on a cluster's login node, or beside a cluster
     ".*barebones=True.*is configured",  # whoever says barebones knows that nothing is logged
 )
 BAREBONES = {"num_sanity_val_steps": 0, "enable_checkpointing": False, "enable_progress_bar": False}
@@ -56,7 +57,6 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
     import torch
     from lightning import Trainer, seed_everything
     from torch.optim import Optimizer
-    from torch.optim.lr_scheduler import LRScheduler
 
     from mnist_pl.data import MNISTDataModule
     from mnist_pl.engine.memory import keep_freed_memory
@@ -81,12 +81,13 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
     with open_dict(cfg):
         reset_swapped_targets(cfg)
     check(cfg.optimizer, "optimizer", Optimizer)
-    if cfg.scheduler:
-        how = {"interval": Literal["step", "epoch"], "frequency": int, "strict": bool}
-        words = {"all_steps": TRIED_STEPS, "lr": 0.1}
-        check(cfg.scheduler, "scheduler", LRScheduler, {**how, "monitor": str | None, "name": str | None}, words)
+    _check_scheduler(cfg.scheduler, "scheduler")
     for group, kind in {"data": MNISTDataModule, "model": DigitClassifier, "trainer": Trainer}.items():
         check(cfg[group], group, kind)
+    own = {key: cfg.model[key] for key in cfg.model if not OmegaConf.is_interpolation(cfg.model, key)}
+    if own.get("optimizer"):
+        check(own["optimizer"], "model.optimizer", Optimizer)
+    _check_scheduler(own.get("scheduler"), "model.scheduler")
     if cfg.trainer.get("precision") == "16-mixed" and cfg.optimizer.get("fused", False) is None:
         cfg.optimizer.fused = False  # whose scaled gradients cannot be clipped
     data: MNISTDataModule = construct("data", _plain(cfg.data), _instantiate, MNISTDataModule)
@@ -94,6 +95,15 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
     _check_own(model, data)
     _try_optimizer_and_scheduler(_plain(cfg.model))
     return data, model, _make_trainer(cfg, data, model)
+
+
+def _check_scheduler(node: Any, name: str) -> None:
+    from torch.optim.lr_scheduler import LRScheduler
+
+    if node:
+        how = {"interval": Literal["step", "epoch"], "frequency": int, "strict": bool}
+        words = {"all_steps": TRIED_STEPS, "lr": 0.1}
+        check(node, name, LRScheduler, {**how, "monitor": str | None, "name": str | None}, words)
 
 
 def _is_asked_for(record: logging.LogRecord) -> bool:
