@@ -19,6 +19,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from mnist_pl.runs import config  # noqa: F401  # registers the schema
+from mnist_pl.runs.claim import taken
 from mnist_pl.runs.errors import one_line_errors, set_up_process
 from mnist_pl.runs.folders import find
 from mnist_pl.runs.words import BETWEEN, expand_input
@@ -45,6 +46,8 @@ def main(cfg: DictConfig) -> None:
         path = find(cfg.ckpt_path, "best.ckpt")
         model, described = load_model(path, own_class(cfg.model._target_))
         folder = Path(hydra.runtime.output_dir)
+        for name in taken()[:1]:
+            print(f"{name} is taken; the answers go to {short_path(folder)}")
         print(f"{type(model).__name__} from {path}")
         if cfg.input is None:
             score_test_images(model, described.get("datamodule_hyper_parameters", {}), cfg.data_dir, cfg.seed, folder)

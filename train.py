@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_pl.runs import config  # noqa: F401  # registers the schema
 from mnist_pl.runs.build import build
+from mnist_pl.runs.claim import holding, is_own
 from mnist_pl.runs.consent import again, check_consent
 from mnist_pl.runs.errors import one_line_errors, set_up_process
 from mnist_pl.runs.folders import label, said
 from mnist_pl.runs.processes import ending_together, has_to_launch, launch
-from mnist_pl.runs.resume import changes, expand_resume, find_start, fit, remember
+from mnist_pl.runs.resume import as_composed, changes, expand_resume, find_start, fit, remember, result
 from mnist_pl.runs.words import spell_out_none
 from mnist_pl.storage import short_path
 
@@ -35,7 +38,12 @@ log = logging.getLogger(__name__)
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
-    with one_line_errors():
+    folder = HydraConfig.get().runtime.output_dir
+    with one_line_errors(), holding(folder) as lock:
+        if HydraConfig.get().mode == RunMode.MULTIRUN and is_own(lock):
+            if done := result(folder):
+                return done["val/acc"]
+            cfg = as_composed(cfg, folder)
         check_consent(cfg)
         data, model, trainer = build(cfg)
         start = find_start(model, trainer, cfg.fit, cfg.ckpt_path)
@@ -52,6 +60,8 @@ def main(cfg: DictConfig) -> float | None:
             if cfg.resume is not None:
                 log.info("resumes %s, with %s", short_path(cfg.resume), ", ".join(changed) or "nothing changed")
             remember(cfg)
+        if lock is not None:
+            lock.keep()
         advise(f"continue with {again(cfg, trainer.default_root_dir)}")
         experiment = said(cfg.resume)[0].get("experiment")
         chosen = {"run": label(cfg), "experiment": experiment, "claim": cfg.claim, "seed": cfg.seed}

@@ -1,4 +1,4 @@
-"""Files and paths: durable writes, short paths, words of a command line, text that is safe to print.
+"""Files and paths: durable writes, locked folders, short paths, words of a command line, text that is safe to print.
 
 Knows nothing of the project.
 """
@@ -7,10 +7,12 @@ import errno
 import os
 import re
 import shlex
+import socket
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.utils import to_absolute_path
@@ -63,6 +65,65 @@ def remove_parts(folder: Path) -> None:
     """Removes what a process left that was killed while it wrote."""
     for part in folder.glob(".*.part"):
         part.unlink(missing_ok=True)
+
+
+LOCK = ".lock"  # in a folder: who works in it, and that it still does
+PROBED = 0.2  # seconds; another process may just look whether there is a lock
+
+
+class FolderLock:
+    """A folder is one process's, for as long as it lives: the system releases the lock of one that is killed.
+
+    By flock, which reaches across the machines of an NFS mount on Linux (unless mounted with `nolock`).
+
+    Raises:
+        BlockingIOError: another process has it; the message says which one.
+    """
+
+    def __init__(self, folder: Path, whose: str = "") -> None:
+        path = folder / LOCK
+        self.path, self.kept = path, False
+        with suppress(OSError):
+            self.before: bytes | None = None
+            self.before = path.read_bytes()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(path, thread_local=False)
+        try:
+            self._lock.acquire(timeout=PROBED, poll_interval=PROBED / 10)
+        except Timeout:
+            raise BlockingIOError(f"another process is at work there: {_owner(path)}") from None
+        with suppress(OSError):  # a full disk; Windows, where the lock is one on the file's content
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}{whose}\n", encoding="utf-8")
+
+    def keep(self) -> None:
+        """From here on, the folder is this process's to change."""
+        self.kept = True
+
+    def release(self) -> None:
+        """Leaves a folder that was not kept as it was."""
+        if self._lock.is_locked and not self.kept:
+            with suppress(OSError):
+                self.path.unlink() if self.before is None else self.path.write_bytes(self.before)
+        self._lock.release()
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process, here or on another machine, is at work in the folder."""
+    if not (folder / LOCK).exists():
+        return False
+    lock = FileLock(folder / LOCK, thread_local=False)
+    try:
+        lock.acquire(blocking=False)
+    except (Timeout, OSError):
+        return True
+    lock.release()
+    return False
+
+
+def _owner(path: Path) -> str:
+    with suppress(OSError):  # Windows lets nobody else read it
+        return one_line(path.read_text(encoding="utf-8", errors="replace")) or "it has just begun"
+    return "which one cannot be read"
 
 
 def as_typed(path: str | os.PathLike[str]) -> Path:

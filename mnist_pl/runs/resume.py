@@ -1,12 +1,14 @@
 """`resume=` and `ckpt_path=`: how a run continues from a checkpoint, from the command line to Lightning's `fit`.
 
 1. `expand_resume` makes the settings that the run was composed with the primary configuration, before Hydra reads the
-   command line; what it says comes on top.
-2. `find_start` finds the checkpoint, and refuses one that does not fit, before anything is done.
-3. `remember` writes the settings into the run's folder, once all was checked.
+   command line; what it says comes on top. Of a sweep, it repeats the command.
+2. `as_composed` has a job of a sweep that is resumed go on with its own settings.
+3. `find_start` finds the checkpoint, and refuses one that does not fit, before anything is done.
+4. `remember` writes the settings into the run's folder, once all was checked.
 The rest is Lightning's, with `engine/resume.py` for the exact bits.
 """
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -14,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mnist_pl.runs.config import Train
-from mnist_pl.runs.folders import NEWEST, RESUMED, existing_checkpoint, find, newest_run, said
+from mnist_pl.runs.folders import NEWEST, RESUMED, SWEEP, existing_checkpoint, find, newest_run, said
 from mnist_pl.runs.words import PRESETS, key_of, split
 from mnist_pl.storage import as_typed, as_word, quoted, read_value, remove_parts, write
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 LASTING = re.compile(r"\$\{(?!(hydra|label):)[\w.]+:")  # `${oc.env:LR}`, `${now:...}`: may be another value tomorrow
 FALSE = ("false", "no", "off", "0")
+CONTINUES = "hydra.callbacks.claim.resumes=true"  # the folder is to be that of an earlier process
+OF_A_SWEEP = ("hydra.mode", "hydra.sweep.dir", key_of(CONTINUES))  # overrides that resume= adds itself
 
 
 def expand_resume(arguments: list[str], conf: Path) -> list[str]:
@@ -37,7 +41,7 @@ def expand_resume(arguments: list[str], conf: Path) -> list[str]:
     folder of train.yaml and the groups.
 
     Raises:
-        ValueError: there is no such run, or it is a sweep that is asked for.
+        ValueError: there is no such run, or it is a sweep and new settings are asked for.
     """
     flags, words = split(arguments)
     more = [word for word in words if key_of(word) != "resume"]
@@ -47,16 +51,14 @@ def expand_resume(arguments: list[str], conf: Path) -> list[str]:
         return [*flags, *words]  # which argparse wants apart
     if not runs[-1]:
         raise ValueError("resume= is empty; name a run folder, or say resume=last for the newest")
-    if {"-m", "--multirun"} & set(flags):
-        raise ValueError(f"resume={runs[-1]}: continues one run; leave out -m")
     folder = newest_run() if runs[-1] == "last" else as_typed(runs[-1])
     if folder.suffix == ".ckpt":
         folder = folder.parent.parent
+    if (folder / SWEEP).exists():
+        return _expand_sweep(folder, flags, more)
+    if {"-m", "--multirun"} & set(flags):
+        raise ValueError(f"resume={runs[-1]}: continues one run; leave out -m")
     config, overrides = (folder / ".hydra" / f"{name}.yaml" for name in ("config", "overrides"))
-    if (folder / "multirun.yaml").exists():
-        raise ValueError(
-            f"resume={runs[-1]}: is a sweep; resume its jobs one by one, as {as_word('resume', folder / '0')}"
-        )
     if not overrides.is_file() or not overrides.stat().st_size:
         raise ValueError(
             f"resume={runs[-1]}: {overrides} tells how a run was started, and is "
@@ -88,7 +90,45 @@ def expand_resume(arguments: list[str], conf: Path) -> list[str]:
     checkpoint = existing_checkpoint(folder)
     if checkpoint is not None:  # else it was killed before its first checkpoint, and starts again
         more.append(f"ckpt_path={quoted(checkpoint)}")
-    return [*flags, *more, f"hydra.run.dir={quoted(folder)}"]
+    return [*flags, *more, f"hydra.run.dir={quoted(folder)}", CONTINUES]
+
+
+def _expand_sweep(folder: Path, flags: list[str], more: list[str]) -> list[str]:
+    """The command that the sweep was started with, in the same folder; only Hydra's own settings may be others."""
+    new = [word for word in more if not key_of(word).startswith("hydra")]
+    if new:
+        raise ValueError(f"{new[0]}: a sweep is resumed with the settings that it was started with; leave it out")
+    hydra: Any = OmegaConf.to_container(OmegaConf.load(folder / SWEEP), resolve=False)
+    hydra = hydra["hydra"]
+    words = [*hydra["overrides"]["task"], *hydra["overrides"]["hydra"], *more]
+    words = list({key_of(word): word for word in words if key_of(word) not in OF_A_SWEEP}.values())
+    given = {flag.partition("=")[0] for flag in flags}
+    if "--config-name" not in given and hydra["job"]["config_name"] != "train":
+        flags = [*flags, f"--config-name={hydra['job']['config_name']}"]
+    for source in hydra["runtime"]["config_sources"]:
+        if "--config-dir" not in given and source["provider"] == "command-line":
+            flags = [*flags, f"--config-dir={source['path']}"]
+    flags = [flag for flag in flags if flag not in ("-m", "--multirun")]
+    return [*flags, "--multirun", *words, f"hydra.sweep.dir={quoted(folder)}", CONTINUES]
+
+
+def result(folder: str) -> dict[str, Any] | None:
+    """The summary of a run that is finished."""
+    path = Path(folder, "summary.json")
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def as_composed(cfg: DictConfig, folder: str) -> DictConfig:
+    """The settings that a run in `folder` was composed with, and its checkpoint; `cfg`, where there was none yet."""
+    config = Path(folder, ".hydra", "config.yaml")
+    if config.is_file() and config.stat().st_size:
+        with open_dict(cfg):
+            for key, value in OmegaConf.load(config).items():
+                cfg[key] = value
+    checkpoint = existing_checkpoint(Path(folder))
+    if checkpoint is not None:
+        cfg.ckpt_path = str(checkpoint)
+    return cfg
 
 
 def _store(settings: Any, folder: Path, conf: Path, keys: list[str]) -> None:

@@ -21,6 +21,7 @@ from mnist_pl.engine.record import Record
 from mnist_pl.models import DigitClassifier
 from mnist_pl.models.classifier import ADAM, class_path
 from mnist_pl.reading.checkpoint import is_known
+from mnist_pl.runs.claim import taken
 from mnist_pl.storage import as_word, in_shell, printable, short_path, write
 
 DIGIT = "vs_digit/acc_"  # what GatherAnswers logs
@@ -47,7 +48,7 @@ def header(trainer: Trainer, data: MNISTDataModule, facts: dict[str, Any]) -> st
         "model": f"{facts['model']}, {facts['parameters']:,} parameters",
         "with": f"{facts['optimizer']}, lr {facts['lr']:g}, batches of {facts['batch_size']}, seed {facts['seed']}",
         "on": _device(trainer),
-        "in": printable(short_path(trainer.default_root_dir)),
+        "in": printable(short_path(trainer.default_root_dir) + "".join(f" ({name} is taken)" for name in taken()[:1])),
     }
     wrap = partial(
         textwrap.fill, width=shutil.get_terminal_size().columns, subsequent_indent=" " * 10, break_long_words=False
