@@ -126,7 +126,8 @@ STOP = "+callbacks.stop={_target_:lightning.pytorch.callbacks.EarlyStopping,moni
 @pytest.mark.parametrize(
     ("word", "parts"),
     [
-        ("model=cnn model.padding=-1", ["model.padding=-1"]),
+        ("model=cnn model.padding=-1", ["model.padding", "-1"]),
+        ("model=cnn model.padding=-442", ["model.padding", "-442"]),
         ("model.hidden=[1000000000]", ["model.hidden", "memory"]),
         ("data.seed=[0,0]", ["data.seed", "whole number", "[0, 0]"]),
         ("scheduler=0.5", ["scheduler=0.5", "onecycle"]),

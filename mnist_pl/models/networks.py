@@ -49,6 +49,8 @@ class CNN(DigitClassifier):
                 raise ValueError(
                     f"model.{name} must have one value for each of model.channels={list(channels)}, got {list(values)}"
                 )
+        if padding < 0:
+            raise ValueError(f"model.padding must be a whole number of pixels from 0, got {padding!r}")
         layers: list[nn.Module] = []
         size, depth = 28, 1
         for width, kernel, stride, pool, drop in zip(channels, *per_layer.values(), strict=True):
