@@ -33,9 +33,9 @@ class Claim(Callback):
         self.resumes = resumes
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = from_first(str(self._claim(config.hydra.run)) if is_first() else "")
+        folder = self._claim(config.hydra.run) if is_first() else config.hydra.run.dir
         with open_dict(config.hydra.run):
-            config.hydra.run.dir = folder
+            config.hydra.run.dir = from_first(str(folder))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = as_typed(config.hydra.sweep.dir)

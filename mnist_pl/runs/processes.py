@@ -25,14 +25,6 @@ LOST = re.compile("gloo|nccl|Connection (closed|reset)|process group", re.IGNORE
 PATIENCE = 2.0  # seconds
 
 
-def is_first() -> bool:
-    return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0
-
-
-def from_first(text: str) -> str:
-    return text
-
-
 def strategy_here(strategy: Any) -> Any:
     """In a process that was started by another, plain DDP, which starts none."""
     return HOW.sub("", strategy) if isinstance(strategy, str) and "LOCAL_RANK" in os.environ else strategy
