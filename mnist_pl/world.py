@@ -26,7 +26,7 @@ class World(NamedTuple):
 def world() -> World | None:
     """None where neither has started this process: then Lightning may start further ones itself.
 
-    A shell of `salloc` and the script of `sbatch` are processes of SLURM, but of no step of `srun` with a task to share.
+    The shell of `salloc` and the script of `sbatch` are of SLURM, but no task of a step of `srun`.
     """
     read = os.environ.get
     if "TORCHELASTIC_RUN_ID" in os.environ:
