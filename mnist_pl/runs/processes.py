@@ -16,9 +16,12 @@ from omegaconf import DictConfig
 
 from mnist_pl.signals import advise, end_on_signals, end_others, pass_on, share, tell, watch
 from mnist_pl.storage import short_path
+from mnist_pl.world import from_first, is_first
 
 if TYPE_CHECKING:
     from lightning import Trainer
+
+__all__ = ["ending_together", "from_first", "has_to_launch", "is_first", "launch", "strategy_here"]
 
 HOW = re.compile("_(fork|spawn|notebook)(?=_|$)")  # in a strategy's name: how Lightning starts processes
 LOST = re.compile("gloo|nccl|Connection (closed|reset)|process group", re.IGNORECASE)
