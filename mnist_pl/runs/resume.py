@@ -19,7 +19,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mnist_pl.runs.config import Train
-from mnist_pl.runs.folders import NEWEST, RESUMED, SWEEP, existing_checkpoint, find, newest_run, said
+from mnist_pl.runs.folders import NEWEST, RESUMED, existing_checkpoint, find, newest_run, said
+from mnist_pl.runs.plan import is_sweep, read
 from mnist_pl.runs.words import PRESETS, key_of, split
 from mnist_pl.storage import as_typed, as_word, in_shell, quoted, read_value, remove_parts, write
 
@@ -58,7 +59,7 @@ def expand_resume(arguments: list[str], conf: Path) -> list[str]:
     folder = newest_run() if runs[-1] == "last" else as_typed(runs[-1])
     if folder.suffix == ".ckpt":
         folder = folder.parent.parent
-    if (folder / SWEEP).exists():
+    if is_sweep(folder):
         return _expand_sweep(folder, flags, more)
     if {"-m", "--multirun"} & set(flags):
         raise ValueError(f"resume={runs[-1]}: continues one run; leave out -m")
@@ -102,25 +103,25 @@ def _expand_sweep(folder: Path, flags: list[str], more: list[str]) -> list[str]:
 
     Words that could call a stranger's code are to be said again.
     """
-    hydra: Any = OmegaConf.to_container(OmegaConf.load(folder / SWEEP), resolve=False)
-    hydra = hydra["hydra"]
-    earlier = [word for kind in ("task", "hydra") for word in map(str, hydra["overrides"][kind])]
-    earlier = [word for word in earlier if key_of(word) not in OF_A_SWEEP]
-    name = as_word("resume", folder)
+    plan, name = read(folder), as_word("resume", folder)
+    earlier = [word for word in (*plan.task, *plan.hydra) if key_of(word) not in OF_A_SWEEP]
     for word in more:
         if word not in earlier and not word.startswith(("hydra.", "hydra/")) and "_target_" not in word:
             raise ValueError(f"{name}: is a sweep, whose settings stay what they were; leave out {word}")
     keys = [key_of(word) for word in more]
-    dirs = [source["path"] for source in hydra["runtime"]["config_sources"] if source["provider"] == "command-line"]
     asked = [word for word in earlier if MAY_BE_CODE.search(word) and key_of(word) not in keys]
-    asked += [f"--config-dir={path}" for path in dirs if not any(flag.startswith("--config-dir") for flag in flags)]
+    asked += [
+        f"--config-dir={path}"
+        for path in plan.config_dirs
+        if not any(flag.startswith("--config-dir") for flag in flags)
+    ]
     if asked:
         raise ValueError(
             f"{name}: was started with {asked[0]}, which may call a stranger's code; if you know it, say it again: "
             f"{name} {' '.join(map(in_shell, asked))}"
         )
-    if hydra["job"]["config_name"] != "train" and not any(flag.startswith("--config-name") for flag in flags):
-        flags = [*flags, f"--config-name={hydra['job']['config_name']}"]
+    if plan.config_name != "train" and not any(flag.startswith("--config-name") for flag in flags):
+        flags = [*flags, f"--config-name={plan.config_name}"]
     flags = [flag for flag in flags if flag not in ("-m", "--multirun")]
     words = list({key_of(word): word for word in [*earlier, *more]}.values())
     return [*flags, "--multirun", *words, f"hydra.sweep.dir={quoted(folder)}", CONTINUES]

@@ -7,32 +7,30 @@ import logging
 import math
 import statistics
 import sys
+import textwrap
 import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, suppress
-from functools import lru_cache
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from mnist_pl.runs import plan
 from mnist_pl.runs.errors import explain, is_users
-from mnist_pl.runs.folders import SWEEP, existing_checkpoint
+from mnist_pl.runs.folders import existing_checkpoint
 from mnist_pl.signals import advise
 from mnist_pl.storage import as_word, is_locked, short_path, write
 
 NO_CHOICE = ("seed=", "sweep=", "ckpt_path=", "hydra.")
 FAILED = "error.txt"  # in a sweep's folder, after a job's number: what stopped it
 MOST_COLUMNS = 5  # of what was varied, among runs that are no sweep's
-SUBDIR = "${hydra.job.num}"
 
 
 class Job(NamedTuple):
@@ -75,11 +73,13 @@ class Report(Callback):
         folder = Path(config.hydra.sweep.dir)
         for note in folder.glob(f"*.{FAILED}"):
             note.unlink()
+        plan.keep(config)
         advise(f"continue with {as_word('resume', folder)}")
-        for name in ("_internal.core_plugins.basic_launcher", "_internal.core_plugins.basic_sweeper"):
-            logging.getLogger(f"hydra.{name}").setLevel(logging.WARNING)
-        logging.getLogger("hydra_plugins").setLevel(logging.WARNING)
-        print(f"a sweep, in {short_path(folder)}", flush=True)
+        for name in ("hydra._internal.core_plugins", "hydra_plugins"):  # whose lists of all jobs are long
+            logging.getLogger(name).setLevel(logging.WARNING)
+        count, done = len(plan.read(folder).jobs), len(_ended(folder))
+        before = f", of which {done} have ended before" if done else ""
+        print(f"a sweep of {count or 'some'} jobs{before}, in {short_path(folder)}", flush=True)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.hydra.mode == RunMode.MULTIRUN and not self.epochs:
@@ -101,16 +101,18 @@ class Report(Callback):
             note.write_text(explain(error) + "\n", encoding="utf-8", errors="backslashreplace")
             # Hydra would end the sweep with the first failure, after the last job but before the table.
             job_return.status, job_return.return_value = JobStatus.COMPLETED, math.nan
-        print(_line(folder, number, Path(config.hydra.runtime.output_dir)), flush=True)
+        line = _line(folder, number, Path(config.hydra.runtime.output_dir))
+        if line is not None:
+            print(line, flush=True)
         advise(f"continue with {as_word('resume', folder)}")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
         found = jobs(folder)
         print("\n" + "\n".join([*report(folder, found), f"all in    {short_path(folder)}"]))
-        failed = [f"error: {_name(job)} failed: {job.facts['error']}" for job in found if job.state == "failed"]
+        failed = failures(found)
         if failed:  # not an Exception, which Hydra would turn into a warning
-            raise SystemExit("\n".join(failed))
+            raise SystemExit("\n".join(f"error: {short_path(folder)}/{line}" for line in failed))
 
 
 def _error_of(job: JobReturn) -> Exception:
@@ -122,26 +124,31 @@ def _error_of(job: JobReturn) -> Exception:
     return RuntimeError("it ended without a result")
 
 
-def _line(folder: Path, number: int, run: Path) -> str:
-    """How far the sweep is, what this job gave, and how long the others will take."""
-    planned = _planned(folder)
-    done = [path for path in (*folder.glob("**/summary.json"), *folder.glob(f"*.{FAILED}"))]
-    place = f"{len(done)}/{len(planned)}" if planned else str(len(done))
-    job = _job(planned[number] if planned else {}, run, folder / f"{number}.{FAILED}")
-    words = _words(job.choice, [*varied([Job(choice, None, "", {}) for choice in planned]), "seed"])
-    parts = [f"{place:>7}", f"{words:{min(60, _width(folder))}}"]
+def _ended(folder: Path) -> list[Path]:
+    return [*folder.glob("**/summary.json"), *folder.glob(f"*.{FAILED}")]
+
+
+def _line(folder: Path, number: int, run: Path) -> str | None:
+    """What a job gave, how far the sweep is, and how long the others will take; None of one that had ended before."""
+    began, ended = (folder / plan.COMPOSED).stat().st_mtime, _ended(folder)
+    choices = [_choice(words) for words in plan.read(folder).jobs]
+    job = _job(choices[number] if choices else _overrides(run), run, folder / f"{number}.{FAILED}")
+    if job.state == "done" and (run / "summary.json").stat().st_mtime < began:
+        return None
+    keys = [*varied(choices), "seed"]
+    width = min(60, max((len(_words(choice, keys)) for choice in choices), default=0))
+    parts = [f"{len(ended)}/{len(choices) or '?'}".rjust(7), _words(job.choice, keys).ljust(width)]
     if job.state == "failed":
-        parts.append(f"failed: {job.facts['error']}")
+        parts.append(f"failed: {textwrap.shorten(job.facts['error'], 80, placeholder=' …')}")
     for name in ("val", "test"):
         if job.facts.get(f"{name}/acc") is not None:
             parts.append(f"{name} {job.facts[f'{name}/acc']:.2%}")
     if "train_seconds" in job.facts:
         parts.append(f"{job.facts['train_seconds']:.1f} s")
-    began = (folder / SWEEP).stat().st_mtime
-    now = [path for path in done if path.stat().st_mtime >= began]  # the others, before it was resumed
-    left = len(planned) - len(done)
+    now = sum(path.stat().st_mtime >= began for path in ended)
+    left = len(choices) - len(ended)
     if left > 0 and now:
-        parts.append(f"about {_duration((time.time() - began) / len(now) * left)} left")
+        parts.append(f"about {_duration((time.time() - began) / now * left)} left")
     return "  ".join(parts)
 
 
@@ -150,35 +157,8 @@ def _duration(seconds: float) -> str:
     return next(f"{math.ceil(seconds / unit)} {name}" for least, unit, name in units if seconds >= least)
 
 
-@lru_cache
-def _width(folder: Path) -> int:
-    planned = [Job(choice, None, "", {}) for choice in _planned(folder)]
-    return max((len(_words(job.choice, [*varied(planned), "seed"])) for job in planned), default=0)
-
-
 def _words(choice: dict[str, str], keys: Sequence[str]) -> str:
     return " ".join(f"{key}={choice[key]}" for key in keys if key in choice)
-
-
-@lru_cache
-def _planned(folder: Path) -> list[dict[str, str]]:
-    """What each job of a sweep overrides, by its number; none, where that cannot be told from multirun.yaml."""
-    return [_choice(words) for words in _plan(folder)[0]]
-
-
-def _plan(folder: Path) -> tuple[list[list[str]], str]:
-    """The words of each job, and how its folder is called."""
-    hydra: Any = OmegaConf.to_container(OmegaConf.load(folder / SWEEP), resolve=False)
-    hydra = hydra["hydra"]
-    words = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()]
-    words += hydra["overrides"]["task"]
-    if not hydra["sweeper"]["_target_"].endswith(".BasicSweeper"):
-        return [], ""
-    try:
-        (plan,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), None)
-    except AssertionError:  # glob(*), which only Hydra's own loader can look up
-        return [], ""
-    return plan, hydra["sweep"]["subdir"]
 
 
 def _choice(words: Sequence[str]) -> dict[str, str]:
@@ -188,24 +168,24 @@ def _choice(words: Sequence[str]) -> dict[str, str]:
 
 def jobs(folder: Path) -> list[Job]:
     """The jobs of a sweep, in its order; of any other folder, those of the sweeps below it, and the finished runs."""
-    if (folder / SWEEP).exists():
+    if plan.is_sweep(folder):
         return list(_jobs_of_sweep(folder))
-    sweeps = sorted(path.parent for path in folder.glob(f"**/{SWEEP}"))
+    sweeps = sorted({path.parent for name in (plan.PLAN, plan.COMPOSED) for path in folder.glob(f"**/{name}")})
     runs = sorted(folder.glob("**/summary.json"), key=lambda path: path.stat().st_mtime)
     alone = [path.parent for path in runs if not any(path.is_relative_to(sweep) for sweep in sweeps)]
     return [job for sweep in sweeps for job in _jobs_of_sweep(sweep)] + [_job(_overrides(run), run) for run in alone]
 
 
 def _jobs_of_sweep(sweep: Path) -> Iterator[Job]:
-    plan, subdir = _plan(sweep)
-    elsewhere = not plan or subdir != SUBDIR
+    planned = plan.read(sweep)
+    elsewhere = not planned.jobs or planned.subdir != plan.SUBDIR
     runs = [path.parent.parent for path in sweep.glob("**/.hydra/overrides.yaml")] if elsewhere else []
     known = {tuple(sorted(_overrides(run).items())): run for run in runs}
-    for number, words in enumerate(plan):
+    for number, words in enumerate(planned.jobs):
         choice = _choice(words)
         run = known.get(tuple(sorted(choice.items()))) if elsewhere else sweep / str(number)
         yield _job(choice, run, sweep / f"{number}.{FAILED}")
-    for run in runs if not plan else []:
+    for run in runs if not planned.jobs else []:
         yield _job(_overrides(run), run)
 
 
@@ -232,10 +212,10 @@ def choice(run: Path) -> str:
     return " ".join(word for word in words if not word.startswith(NO_CHOICE)) or "default"
 
 
-def varied(found: Sequence[Job]) -> list[str]:
-    """The settings, but for the seed, in which jobs differ, in the order of the command line."""
-    keys = dict.fromkeys(key for job in found for key in job.choice if key != "seed")
-    return [key for key in keys if len({job.choice.get(key) for job in found}) > 1]
+def varied(choices: Sequence[dict[str, str]]) -> list[str]:
+    """The settings, but for the seed, in which they differ, in the order of the command line."""
+    keys = dict.fromkeys(key for choice in choices for key in choice if key != "seed")
+    return [key for key in keys if len({choice.get(key) for choice in choices}) > 1]
 
 
 def rank(found: Sequence[Job]) -> tuple[list[Row], list[str]]:
@@ -243,7 +223,7 @@ def rank(found: Sequence[Job]) -> tuple[list[Row], list[str]]:
 
     Of several jobs with one choice and seed, the last counts. Nothing is ranked by the test images.
     """
-    keys = varied(found)
+    keys = differ = varied([job.choice for job in found])
     groups: dict[tuple[str | None, ...], dict[str | None, Job]] = {}
     for job in found:
         groups.setdefault(tuple(job.choice.get(key) for key in keys), {})[job.choice.get("seed")] = job
@@ -252,7 +232,7 @@ def rank(found: Sequence[Job]) -> tuple[list[Row], list[str]]:
     rows = []
     for seeds in groups.values():
         any_job = next(iter(seeds.values()))
-        words = [f"{key}={value}" for key, value in any_job.choice.items() if key in varied(found)]
+        words = [f"{key}={value}" for key, value in any_job.choice.items() if key in differ]
         chosen = {"choice": " ".join(words)} if keys == ["choice"] else {k: any_job.choice.get(k, "–") for k in keys}
         rows.append(Row(chosen, list(seeds.values())))
     if selects(found):
@@ -262,7 +242,9 @@ def rank(found: Sequence[Job]) -> tuple[list[Row], list[str]]:
 
 def selects(found: Sequence[Job]) -> bool:
     """Whether there are validation images to choose by, which are not the test images."""
-    scores = [[job.facts.get(f"{stage}/{name}") for name in ("acc", "loss")] for job in found for stage in ("val", "test")]
+    scores = [
+        [job.facts.get(f"{stage}/{name}") for name in ("acc", "loss")] for job in found for stage in ("val", "test")
+    ]
     pairs = list(zip(scores[::2], scores[1::2], strict=True))
     return any(val[0] is not None for val, _ in pairs) and any(val != test for val, test in pairs if val[0] is not None)
 
@@ -304,7 +286,9 @@ def as_csv(rows: Sequence[Row], keys: Sequence[str]) -> str:
             values = row.values(score)
             cells += [round(statistics.fmean(values), 6) if values else "", ""]
             cells[-1] = round(statistics.stdev(values), 6) if len(values) > 1 else ""
-        writer.writerow([*row.choice.values(), len(row.values("test/acc") or row.values("val/acc")), *cells, row.state()])
+        writer.writerow(
+            [*row.choice.values(), len(row.values("test/acc") or row.values("val/acc")), *cells, row.state()]
+        )
     return text.getvalue()
 
 
@@ -322,8 +306,8 @@ def report(folder: Path, found: Sequence[Job]) -> list[str]:
         after.append(f"predict   python predict.py {as_word('ckpt_path', best.folder or folder)}")
     elif done:
         after.append("best      none is named: there are no validation images to choose by, only the test images")
-    if (folder / SWEEP).exists():
-        failed = [f"- {_name(job)} failed: {job.facts['error']}" for job in found if job.state == "failed"]
+    if plan.is_sweep(folder):
+        failed = [f"- {line}" for line in failures(found)]
         text = [f"# Sweep {folder.name}", "", *lines, "", *after[:1], *[""] * bool(failed), *failed]
         write(folder / "results.md", ("\n".join(text).strip() + "\n").encode(errors="backslashreplace"))
         write(folder / "results.csv", as_csv(rows, keys).encode(errors="backslashreplace"))
@@ -344,5 +328,8 @@ def draw(folder: Path, rows: Sequence[Row], keys: Sequence[str], by: str) -> Non
         save(results(scored, keys, title), folder / "results.png")
 
 
-def _name(job: Job) -> str:
-    return f"{short_path(job.folder)} ({_words(job.choice, list(job.choice))})" if job.folder else str(job.choice)
+def failures(found: Sequence[Job]) -> list[str]:
+    """A line for each job that failed: the name of its folder, what was its own, and the reason."""
+    keys = [*varied([job.choice for job in found]), "seed"]
+    named = [(job.folder.name if job.folder else "a job", job) for job in found if job.state == "failed"]
+    return [f"{name} ({_words(job.choice, keys)}) failed: {job.facts['error']}" for name, job in named]
