@@ -21,7 +21,8 @@ def results(scored: Sequence[Scored], varied: Sequence[str], title: str) -> "Fig
     numbers = [key for key in varied if all(_number(choice[key]) is not None for choice, _ in scored)]
     numbers = [key for key in numbers if len({choice[key] for choice, _ in scored}) > 1]
     if len(numbers) == 2 and len(varied) == 2:
-        return _heat_map(scored, *sorted(numbers, key=lambda key: _is_rate(key, scored)), title)
+        down, across = sorted(numbers, key=lambda key: _is_rate(key, scored))
+        return _heat_map(scored, down, across, title)
     if numbers:
         x = max(numbers, key=lambda key: (len({choice[key] for choice, _ in scored}), _is_rate(key, scored)))
         return _lines(scored, x, [key for key in varied if key != x], title)
@@ -80,7 +81,7 @@ def _lines(scored: Sequence[Scored], x: str, others: Sequence[str], title: str) 
         axes.set_xscale("log")
     if len(ticks) <= 12:
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.xaxis.set_minor_locator(_no_ticks())
+        axes.set_xticks([], minor=True)
     axes.set(xlabel=x)
     _accuracy_axis(axes, [value for points in shown.values() for _, values in points for value in values])
     if below:
@@ -142,9 +143,3 @@ def _accuracy_axis(axes: "Axes", accuracies: Sequence[float], across: bool = Fal
     spread_out_high_accuracies(axes, accuracies, "x" if across else "y")
     axes.set(**{f"{'x' if across else 'y'}label": "accuracy"})
     axes.grid(alpha=0.3, axis="x" if across else "both")
-
-
-def _no_ticks() -> "object":
-    from matplotlib.ticker import NullLocator
-
-    return NullLocator()

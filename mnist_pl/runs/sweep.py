@@ -51,6 +51,9 @@ class Row(NamedTuple):
     def values(self, name: str) -> list[float]:
         return [job.facts[name] for job in self.jobs if job.facts.get(name) is not None]
 
+    def seeds(self) -> int:
+        return len(self.values("test/acc") or self.values("val/acc"))
+
     def mean(self, name: str) -> float:
         values = self.values(name)
         return statistics.fmean(values) if values else -math.inf
@@ -242,17 +245,14 @@ def rank(found: Sequence[Job]) -> tuple[list[Row], list[str]]:
 
 def selects(found: Sequence[Job]) -> bool:
     """Whether there are validation images to choose by, which are not the test images."""
-    scores = [
-        [job.facts.get(f"{stage}/{name}") for name in ("acc", "loss")] for job in found for stage in ("val", "test")
-    ]
-    pairs = list(zip(scores[::2], scores[1::2], strict=True))
-    return any(val[0] is not None for val, _ in pairs) and any(val != test for val, test in pairs if val[0] is not None)
+    scored = [job.facts for job in found if job.facts.get("val/acc") is not None]
+    return any(facts[f"val/{name}"] != facts[f"test/{name}"] for facts in scored for name in ("acc", "loss"))
 
 
 def table(rows: Sequence[Row], keys: Sequence[str]) -> list[str]:
     """Lines of Markdown: mean ± standard deviation over the seeds of each choice."""
     columns: dict[str, list[str]] = {key: [row.choice[key] for row in rows] for key in keys}
-    columns["seeds"] = [str(len(row.values("test/acc") or row.values("val/acc"))) for row in rows]
+    columns["seeds"] = [str(row.seeds()) for row in rows]
     columns["val/acc %"] = [_spread(row.values("val/acc"), 100, 2) for row in rows]
     if any(row.values("claim") for row in rows):
         columns["claimed %"] = [f"{row.mean('claim'):g}" if row.values("claim") else "–" for row in rows]
@@ -286,9 +286,7 @@ def as_csv(rows: Sequence[Row], keys: Sequence[str]) -> str:
             values = row.values(score)
             cells += [round(statistics.fmean(values), 6) if values else "", ""]
             cells[-1] = round(statistics.stdev(values), 6) if len(values) > 1 else ""
-        writer.writerow(
-            [*row.choice.values(), len(row.values("test/acc") or row.values("val/acc")), *cells, row.state()]
-        )
+        writer.writerow([*row.choice.values(), row.seeds(), *cells, row.state()])
     return text.getvalue()
 
 
@@ -296,7 +294,7 @@ def report(folder: Path, found: Sequence[Job]) -> list[str]:
     """Lines for the terminal; results.md, results.csv and results.png in a sweep's folder."""
     rows, keys = rank(found)
     lines = table(rows, keys)
-    done = [row for row in rows if row.values("test/acc") or row.values("val/acc")]
+    done = [row for row in rows if row.seeds()]
     by = "val/acc" if selects(found) else "test/acc"
     after = []
     if done and by == "val/acc":
