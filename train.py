@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_pl.runs import config  # noqa: F401  # registers the schema
-from mnist_pl.runs.build import build
+from mnist_pl.runs.build import build, threads
 from mnist_pl.runs.claim import holding, is_own
 from mnist_pl.runs.consent import again, check_consent
 from mnist_pl.runs.errors import one_line_errors, set_up_process
@@ -55,6 +55,7 @@ def main(cfg: DictConfig) -> float | None:
             if lock is not None:
                 lock.keep()
             return launch(trainer, main, cfg)
+        cfg.threads = threads()  # whoever resumes the run on another machine gets the same bits with as many
         changed = changes(cfg)
         data.prepare_data()
         data.setup("fit")

@@ -207,6 +207,7 @@ def changes(cfg: DictConfig) -> list[str]:
         return []
     before = _leaves(OmegaConf.to_container(OmegaConf.load(Path(cfg.resume, ".hydra", "config.yaml"))))
     now = _leaves(_last(OmegaConf.to_container(cfg), OmegaConf.to_container(cfg, resolve=True)))
+    before.setdefault("threads", now["threads"])  # which earlier versions did not keep
     names = [name for name in {**before, **now} if name not in ("resume", "ckpt_path", "fit")]
     return [
         f"{name} {before.get(name, 'unset')} -> {now.get(name, 'unset')}"

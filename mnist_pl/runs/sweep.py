@@ -22,7 +22,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_pl.runs import plan
+from mnist_pl.runs import plan, side_by_side
 from mnist_pl.runs.errors import explain, is_users
 from mnist_pl.runs.folders import existing_checkpoint
 from mnist_pl.signals import advise
@@ -74,6 +74,7 @@ class Report(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
+        side_by_side.start(config)
         for note in folder.glob(f"*.{FAILED}"):
             note.unlink()
         plan.keep(config)
@@ -85,7 +86,9 @@ class Report(Callback):
         print(f"a sweep of {count or 'some'} jobs{before}, in {short_path(folder)}", flush=True)
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if config.hydra.mode == RunMode.MULTIRUN and not self.epochs:
+        if config.hydra.mode == RunMode.MULTIRUN and side_by_side.is_worker():
+            side_by_side.set_up_worker(Path(config.hydra.sweep.dir))
+        elif config.hydra.mode == RunMode.MULTIRUN and not self.epochs:
             for handler in logging.root.handlers:
                 if type(handler) is logging.StreamHandler:  # the job's log file gets all
                     handler.setLevel(logging.WARNING)
