@@ -24,6 +24,7 @@ from mnist_pl.runs.errors import one_line_errors, set_up_process
 from mnist_pl.runs.folders import label, said
 from mnist_pl.runs.processes import ending_together, has_to_launch, launch
 from mnist_pl.runs.resume import as_composed, changes, expand_resume, find_start, fit, remember, result
+from mnist_pl.runs.side_by_side import one_job
 from mnist_pl.runs.words import spell_out_none
 from mnist_pl.storage import as_word, short_path
 
@@ -39,7 +40,7 @@ log = logging.getLogger(__name__)
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     folder = HydraConfig.get().runtime.output_dir
-    with one_line_errors(), holding(folder) as lock:
+    with one_job(), one_line_errors(), holding(folder) as lock:
         sweep = HydraConfig.get().sweep.dir if HydraConfig.get().mode == RunMode.MULTIRUN else None
         if sweep and is_own(lock):  # a job that was interrupted
             if done := result(folder):

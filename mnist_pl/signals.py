@@ -24,6 +24,7 @@ _told = False
 _watching = 0  # the process, of which a forked one is a copy
 _in_hand = False  # the training has taken note of a signal
 _others: Callable[[int], Any] | None = None  # sends a signal to the processes that this one has started
+_workers: Callable[[int], Any] | None = None  # the same, and waits until they have ended
 
 
 def end_on_signals() -> None:
@@ -73,6 +74,12 @@ def share(send: Callable[[int], Any]) -> None:
     _others = send
     os.environ[FIRST] = str(os.getpid())
     watch()
+
+
+def wait_for(stop: Callable[[int], Any]) -> None:
+    """This process gives work to others: `stop` sends them a signal, and returns when they have ended."""
+    global _workers
+    _workers = stop
 
 
 def pass_on(send: Callable[[int], Any]) -> None:
@@ -129,5 +136,7 @@ def _end(number: int, frame: Any) -> None:
     if os.environ.get(FIRST) == str(os.getppid()):
         os.kill(os.getppid(), number)
         time.sleep(GRACE)  # ended by the first process, which should not find it ended
+    if _workers is not None:
+        _workers(number)
     end_others()
     raise SystemExit(128 + number)
