@@ -72,8 +72,8 @@ class Claim(Callback):
                     sys.exit(f"error: resume={short_path(folder)}: {error}; wait until it has ended, or stop it")
             except FileExistsError:
                 pass
-            except OSError as error:
-                sys.exit(f"error: {short_path(folder)}: cannot be made ({error.strerror or error})")
+            except OSError:  # it cannot be made, as the run will tell
+                return folder
             _taken.append(short_path(folder))
         raise AssertionError("there is always a next number")
 
