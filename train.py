@@ -19,7 +19,7 @@ from mnist_pl.runs.build import build
 from mnist_pl.runs.consent import again, check_consent
 from mnist_pl.runs.errors import one_line_errors, set_up_process
 from mnist_pl.runs.folders import label, said
-from mnist_pl.runs.processes import ending_together, has_to_launch, launch
+from mnist_pl.runs.processes import check_same_data, ending_together, has_to_launch, launch
 from mnist_pl.runs.resume import changes, expand_resume, find_start, fit, remember
 from mnist_pl.runs.words import spell_out_none
 from mnist_pl.storage import short_path
@@ -46,6 +46,7 @@ def main(cfg: DictConfig) -> float | None:
         changed = changes(cfg)
         data.prepare_data()
         data.setup("fit")
+        check_same_data(data.dataset)
         if cfg.data.get("dataset") not in (None, data.dataset):  # the fallback
             cfg.data.dataset = data.dataset
         if trainer.is_global_zero:

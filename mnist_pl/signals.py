@@ -13,6 +13,8 @@ from contextlib import suppress
 from os import _exit
 from typing import Any
 
+from mnist_pl.world import is_first, world
+
 # Ctrl-C, `kill`, and what SLURM (#SBATCH --signal) and submitit send before a time limit. Windows has the first two.
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 FIRST = "MNIST_PL_FIRST"  # the environment variable that tells further processes of a run which one started them
@@ -30,7 +32,7 @@ def end_on_signals() -> None:
     """From here on, each of STOPPING ends the program; the training takes them over, to write a checkpoint first."""
     for number in STOPPING:
         signal.signal(number, _end)
-    if "LOCAL_RANK" in os.environ:  # one of several processes
+    if "LOCAL_RANK" in os.environ or world() is not None:  # one of several processes
         watch()
 
 
@@ -51,7 +53,7 @@ def _watch(reader: socket.socket) -> None:
         if number in STOPPING:
             time.sleep(GRACE)
             if not _in_hand:
-                if os.environ.get("LOCAL_RANK", "0") == "0":
+                if is_first():
                     tell(number)
                 end_others()
                 _exit(128 + number)
@@ -118,7 +120,7 @@ def _end(number: int, frame: Any) -> None:
     global _in_hand
     end_at_once_next_time()
     _in_hand = False
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if is_first():
         tell(number)
     if os.environ.get(FIRST) == str(os.getppid()):
         os.kill(os.getppid(), number)

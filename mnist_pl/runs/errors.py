@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from mnist_pl.storage import one_line
+from mnist_pl.world import is_to_tell
 
 GROUPS = ("logger", "callbacks")  # which Lightning's Trainer takes as arguments
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -81,7 +82,8 @@ def one_line_errors() -> Iterator[None]:
         in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
         if WANTS_TRACEBACK or in_sweep or not is_users(error):
             raise
-        sys.exit(f"error: {explain(error)}")
+        line = f"error: {explain(error)}"
+        sys.exit(line if is_to_tell(line) else 1)
 
 
 def _in_thread(failure: threading.ExceptHookArgs) -> None:

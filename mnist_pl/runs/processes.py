@@ -1,8 +1,12 @@
-"""The processes of one run, where it has several (DDP): each does all that train.py does, and they end together."""
+"""The processes of one run, where it has several (DDP): each does all that train.py does, and they end together.
+
+The first one alone writes and speaks, whoever has started them: Lightning, torchrun or srun.
+"""
 
 import logging
 import os
 import re
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,25 +16,107 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log, setup_globals
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from mnist_pl.signals import advise, end_on_signals, end_others, pass_on, share, tell, watch
+from mnist_pl.signals import advice, advise, end_on_signals, end_others, pass_on, share, tell, watch
 from mnist_pl.storage import short_path
-from mnist_pl.world import from_first, is_first
+from mnist_pl.world import from_first, is_first, is_to_tell, meet, world
 
 if TYPE_CHECKING:
     from lightning import Trainer
 
-__all__ = ["ending_together", "from_first", "has_to_launch", "is_first", "launch", "strategy_here"]
-
 HOW = re.compile("_(fork|spawn|notebook)(?=_|$)")  # in a strategy's name: how Lightning starts processes
 LOST = re.compile("gloo|nccl|Connection (closed|reset)|process group", re.IGNORECASE)
 PATIENCE = 2.0  # seconds
+WITHOUT_GPU = 2  # processes
+
+
+def processes(accelerator: str) -> int:
+    """How many there are on each machine with trainer=ddp."""
+    here = world()
+    if here is not None:
+        return here.on_each_node or here.size
+    import torch
+
+    return (accelerator != "cpu" and torch.cuda.device_count()) or WITHOUT_GPU
+
+
+def nodes() -> int:
+    here = world()
+    return 1 if here is None else here.nodes
+
+
+def check_same_data(dataset: str) -> None:
+    """Raises ValueError where the fallback was taken here alone, or in the first process alone."""
+    first = from_first(dataset)
+    if first != dataset:
+        raise ValueError(f"data.dataset: is {dataset} on {socket.gethostname()}, but {first} in the first process")
+
+
+class Speaker(logging.StreamHandler):
+    """For the log in the terminal, which has what the first process says."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if is_first():
+            super().emit(record)
+
+
+class LogFile(logging.FileHandler):
+    """For the log in the run's folder; likewise. It is opened when there is something to write."""
+
+    def __init__(self, filename: str) -> None:
+        super().__init__(filename, delay=True)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if is_first():
+            super().emit(record)
 
 
 def strategy_here(strategy: Any) -> Any:
     """In a process that was started by another, plain DDP, which starts none."""
-    return HOW.sub("", strategy) if isinstance(strategy, str) and "LOCAL_RANK" in os.environ else strategy
+    is_started = "LOCAL_RANK" in os.environ or world() is not None
+    return HOW.sub("", strategy) if isinstance(strategy, str) and is_started else strategy
+
+
+def environment_here() -> Any:
+    """How Lightning shall tell who starts processes, where it would take part of SLURM for srun, or miss it."""
+    from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
+
+    here = world()
+    if here is not None and here.starter == "srun":
+        meet()
+        return SLURMEnvironment(auto_requeue=False)
+    return LightningEnvironment() if here is None and "SLURM_NTASKS" in os.environ else None
+
+
+def check_processes(trainer: "Trainer") -> None:
+    """Raises ValueError where processes would be waited for in vain, or not wait for each other, or a sweep recur."""
+    from lightning.fabric.plugins.environments import LightningEnvironment
+
+    here, said = world(), f"trainer.devices={trainer.num_devices}"
+    if here is not None and here.on_each_node is None:
+        raise ValueError(f"{here.starter} has started {here.size} processes, but not as many on each of the nodes")
+    if here is not None and (trainer.num_devices, trainer.num_nodes) != (here.on_each_node, here.nodes):
+        started = f"trainer.devices={here.on_each_node} trainer.num_nodes={here.nodes}"
+        raise ValueError(
+            f"{said}, trainer.num_nodes={trainer.num_nodes}: {here.starter} has started {here.size} processes; say "
+            f"{started if here.size == 1 else f'trainer=ddp, which takes them all, or {started}'}"
+        )
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if trainer.num_nodes > 1 and isinstance(environment, LightningEnvironment) and "MASTER_ADDR" not in os.environ:
+        raise ValueError(
+            f"trainer.num_nodes={trainer.num_nodes}: neither SLURM nor torchrun has started this process, and "
+            "MASTER_ADDR does not say where the others are; say trainer.num_nodes=1"
+        )
+    hydra = HydraConfig.get() if HydraConfig.initialized() else None
+    if trainer.world_size > 1 and hydra is not None and hydra.mode == RunMode.MULTIRUN:
+        if here is not None and here.starter == "srun" and "submitit" in str(hydra.launcher._target_):
+            return  # whose tasks each do one job of the sweep together
+        raise ValueError(
+            f"{said}: in a sweep (-m) each process would start the sweep again; use one device a job, run the jobs one "
+            f"by one, or on SLURM say hydra/launcher=slurm hydra.launcher.tasks_per_node={trainer.num_devices}"
+        )
 
 
 def has_to_launch(cfg: DictConfig) -> bool:
@@ -72,7 +158,9 @@ def ending_together(trainer: "Trainer") -> Iterator[None]:
     if trainer.world_size == 1:
         yield
         return
-    if trainer.strategy.launcher is not None and "LOCAL_RANK" not in os.environ:  # else it was started by another
+    if (
+        trainer.strategy.launcher is not None and "LOCAL_RANK" not in os.environ and world() is None
+    ):  # else it was started by another
         share(trainer.strategy.launcher.kill)
     try:
         yield
@@ -83,5 +171,6 @@ def ending_together(trainer: "Trainer") -> Iterator[None]:
         time.sleep(PATIENCE * (lost + (not trainer.is_global_zero)))
         end_others()
         if lost:
-            sys.exit("error: another process of this run has failed")
+            line = f"error: another process of this run has ended; {advice('run the same command again')}"
+            sys.exit(line if is_to_tell(line) and os.environ.get("LOCAL_RANK", "0") in ("0", "1") else 1)
         raise
