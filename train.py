@@ -19,7 +19,7 @@ from mnist_pl.runs.build import build
 from mnist_pl.runs.consent import again, check_consent
 from mnist_pl.runs.errors import one_line_errors, set_up_process
 from mnist_pl.runs.folders import label, said
-from mnist_pl.runs.processes import check_same_data, ending_together, has_to_launch, launch
+from mnist_pl.runs.processes import check_no_sweep, check_same_data, ending_together, has_to_launch, launch
 from mnist_pl.runs.resume import changes, expand_resume, find_start, fit, remember
 from mnist_pl.runs.words import spell_out_none
 from mnist_pl.storage import short_path
@@ -103,5 +103,6 @@ if __name__ == "__main__":
     sys.path.append(os.getcwd())  # for parts of one's own
     with one_line_errors():
         conf = Path(__file__).with_name("conf")
+        check_no_sweep(sys.argv[1:])
         sys.argv[1:] = expand_resume(spell_out_none(sys.argv[1:], conf), conf)
         main()

@@ -25,6 +25,7 @@ _advice = ""
 _told = False
 _watching = 0  # the process, of which a forked one is a copy
 _in_hand = False  # the training has taken note of a signal
+_ended_others = False
 _others: Callable[[int], Any] | None = None  # sends a signal to the processes that this one has started
 
 
@@ -85,8 +86,32 @@ def pass_on(send: Callable[[int], Any]) -> None:
 
 def end_others() -> None:
     """Those that this process has started, at once: they may wait for it where no other signal reaches them."""
+    global _ended_others
+    _ended_others = True
     if _others is not None:
         _others(getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows knows no other end than that
+
+
+def has_ended_others() -> bool:
+    return _ended_others
+
+
+def ignore_signals() -> None:
+    """This process is about to end by itself, and has something to say before."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_with_parent(then: Callable[[], Any]) -> None:
+    """`then` is called, in a thread, when the process that has started this one ends, however that comes about."""
+    parent = os.getppid()
+
+    def wait() -> None:
+        while os.getppid() == parent:
+            time.sleep(AT_ONCE)
+        then()
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def end_at_once_next_time() -> None:
