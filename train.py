@@ -22,7 +22,7 @@ from mnist_pl.runs.claim import holding, is_own
 from mnist_pl.runs.consent import again, check_consent
 from mnist_pl.runs.errors import one_line_errors, set_up_process
 from mnist_pl.runs.folders import label, said
-from mnist_pl.runs.processes import ending_together, has_to_launch, launch
+from mnist_pl.runs.processes import check_no_sweep, check_same_data, ending_together, has_to_launch, launch
 from mnist_pl.runs.resume import as_composed, changes, expand_resume, find_start, fit, remember, result
 from mnist_pl.runs.side_by_side import one_job
 from mnist_pl.runs.words import spell_out_none
@@ -60,6 +60,7 @@ def main(cfg: DictConfig) -> float | None:
         changed = changes(cfg)
         data.prepare_data()
         data.setup("fit")
+        check_same_data(data.dataset)
         if cfg.data.get("dataset") not in (None, data.dataset):  # the fallback
             cfg.data.dataset = data.dataset
         if trainer.is_global_zero:
@@ -118,5 +119,6 @@ if __name__ == "__main__":
     sys.path.append(os.getcwd())  # for parts of one's own
     with one_line_errors():
         conf = Path(__file__).with_name("conf")
+        check_no_sweep(sys.argv[1:])
         sys.argv[1:] = expand_resume(spell_out_none(sys.argv[1:], conf), conf)
         main()

@@ -139,8 +139,6 @@ def test_a_sweep_survives(run: Run, tmp_path: Path, record_property: Any) -> Non
         while not (folder / "results.csv").exists():
             fresh = [*command, f"hydra.sweep.dir={folder.name}"]
             words = [f"resume={folder.name}"] if (folder / PLAN).exists() else fresh
-                [f"resume={folder.name}"] if (folder / PLAN).exists() else [*command, f"hydra.sweep.dir={folder.name}"]
-            )
             process = start(tmp_path, "train.py", *words)
             process.join(random.uniform(0.3, 3.0) if killed < KILLS else 120)
             killed += process.is_alive()

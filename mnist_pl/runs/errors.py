@@ -21,6 +21,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from mnist_pl.signals import advice
 from mnist_pl.storage import one_line
+from mnist_pl.world import is_to_tell
 
 GROUPS = ("logger", "callbacks")  # which Lightning's Trainer takes as arguments
 LAUNCHERS = ("joblib",)  # of Hydra's, that have to be installed
@@ -84,7 +85,8 @@ def one_line_errors() -> Iterator[None]:
         in_job = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
         if WANTS_TRACEBACK or in_job or not is_users(error):
             raise
-        sys.exit(f"error: {explain(error)}")
+        line = f"error: {explain(error)}"
+        sys.exit(line if is_to_tell(line) else 1)
 
 
 def _in_thread(failure: threading.ExceptHookArgs) -> None:
