@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from mnist_pl.runs.errors import explain, is_users
 from mnist_pl.signals import advise
 from mnist_pl.storage import short_path
+from mnist_pl.world import is_first
 
 NO_CHOICE = ("seed=", "sweep=", "ckpt_path=", "hydra.")
 FAILED = "error.txt"  # in a job's folder: what stopped it; of a job that was refused an existing run's, beside that
@@ -38,6 +39,8 @@ class Report(Callback):
         self.was_there = Path(config.hydra.runtime.output_dir, ".hydra").exists()
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if not is_first():  # of the processes of one run
+            return
         note = Path(config.hydra.runtime.output_dir, FAILED)
         if job_return.status == JobStatus.COMPLETED:
             note.unlink(missing_ok=True)
