@@ -1,5 +1,6 @@
 """Every command of the README and of RESULTS.md is run, as written or with words added that only make it shorter."""
 
+import json
 import re
 import shlex
 import shutil
@@ -7,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.request
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from PIL import Image, ImageDraw
 
 from mnist_pl.data import MNISTDataModule
 from mnist_pl.figures import plots
+from mnist_pl.runs.plan import PLAN, SUBDIR
 
 TEXT = (ROOT / "README.md").read_text()
 COMMANDS = [
@@ -39,8 +42,11 @@ def shorten(words: list[str]) -> list[str]:
 def folder(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Path:
     """Where a reader is after the first command: one finished run, and pictures of their own."""
     folder = tmp_path_factory.mktemp("reader")
-    for place in ("outputs/DATE/TIME", "multirun/presets/earlier"):
+    for place in ("outputs/DATE/TIME", "multirun/presets/earlier", "multirun/DATE/TIME/0"):
         shutil.copytree(trained, folder / place)
+    words = ["data=digits", "seed=1"]
+    jobs = {"task": words, "hydra": [], "config_name": "train", "config_dirs": [], "subdir": SUBDIR, "jobs": [words]}
+    (folder / "multirun/DATE/TIME" / PLAN).write_text(json.dumps(jobs))
     (folder / "my_digits").mkdir()
     page = Image.new("L", (200, 200), 255)
     ImageDraw.Draw(page).line([(60, 40), (140, 40), (90, 160)], fill=0, width=14)
@@ -119,11 +125,13 @@ def test_tensorboard_shows_the_runs(folder: Path) -> None:
 
 
 def test_no_command_is_left_out() -> None:
-    known = ("python ", "make ", "tensorboard ", 'pip install -e ".[mlflow]"')
+    known = ("python ", "make ", "tensorboard ", 'pip install -e ".[')
     assert [command for command in COMMANDS if not command.startswith(known)] == []
 
 
 def test_what_there_is_to_install_is_there() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(re.findall(r"pip install -e \"\.\[(\w+)\]\"", TEXT)) <= extras.keys()
     (requirements,) = re.findall(r"pip install --constraint (\S+) --editable \.`", TEXT)
     assert (ROOT / requirements).exists()
 

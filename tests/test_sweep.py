@@ -113,7 +113,8 @@ def test_a_failed_job_does_not_stop_the_others(run: Run, tmp_path: Path) -> None
     ended = run("train.py", "-m", *TINY, *words, "hydra.sweep.dir=sweep")
     assert ended.code == 1
     lines = [line.split() for line in ended.out.splitlines()]
-    assert [line[0] for line in lines[1:7]] == [f"{number}/6" for number in range(1, 7)] and "epoch" not in ended.out
+    places = [line[0] for line in lines if line and line[0].endswith("/6")]
+    assert places == [f"{number}/6" for number in range(1, 7)] and "epoch" not in ended.out
     assert sum(line[-2:] == ["done", "|"] for line in lines) == 2, "the table is there"
     assert sum(line[-2:] == ["failed", "|"] for line in lines) == 4
     errors = ended.err.splitlines()

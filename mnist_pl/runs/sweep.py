@@ -27,6 +27,7 @@ from mnist_pl.runs.errors import explain, is_users
 from mnist_pl.runs.folders import existing_checkpoint
 from mnist_pl.signals import advise
 from mnist_pl.storage import as_word, is_locked, short_path, write
+from mnist_pl.world import is_first
 
 NO_CHOICE = ("seed=", "sweep=", "ckpt_path=", "hydra.")
 FAILED = "error.txt"  # in a sweep's folder, after a job's number: what stopped it
@@ -89,11 +90,11 @@ class Report(Callback):
         if config.hydra.mode == RunMode.MULTIRUN and side_by_side.is_worker():
             side_by_side.set_up_worker(Path(config.hydra.sweep.dir))
         elif config.hydra.mode == RunMode.MULTIRUN and not self.epochs:
-            for handler in logging.root.handlers:
-                if type(handler) is logging.StreamHandler:  # the job's log file gets all
-                    handler.setLevel(logging.WARNING)
+            side_by_side.quieten(logging.WARNING)  # the job's log file gets all
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if not is_first():  # of the processes of one run
+            return
         if "wandb" in sys.modules:  # else the next job would be logged as part of this one
             sys.modules["wandb"].finish(exit_code=int(job_return.status != JobStatus.COMPLETED))
         if config.hydra.mode != RunMode.MULTIRUN:
