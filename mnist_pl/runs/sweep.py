@@ -310,22 +310,22 @@ def report(folder: Path, found: Sequence[Job]) -> list[str]:
     lines = table(rows, keys)
     done = [row for row in rows if row.seeds()]
     by = "val/acc" if selects(found) else "test/acc"
-    after = []
+    verdict, after = [], []
     if done and by == "val/acc":
         best = max(done[0].jobs, key=lambda job: job.facts.get("val/acc") or -math.inf)
         words = " ".join(f"{key}={value}" for key, value in done[0].choice.items())
-        after.append(f"best      by validation accuracy: {words or 'all alike'}")
+        verdict = [f"best      by validation accuracy: {words}"] * bool(words)
         after.append(f"predict   python predict.py {as_word('ckpt_path', best.folder)}")
     elif done:
-        after.append("best      none is named: there are no validation images to choose by, only the test images")
+        verdict = ["best      none is named: there are no validation images to choose by, only the test images"]
     if plan.is_sweep(folder):
         failed = [f"- {line}" for line in failures(found)]
-        text = [f"# Sweep {folder.name}", "", *lines, "", *after[:1], *[""] * bool(failed), *failed]
+        text = [f"# Sweep {folder.name}", "", *lines, "", *verdict, *[""] * bool(failed), *failed]
         write(folder / "results.md", ("\n".join(text).strip() + "\n").encode(errors="backslashreplace"))
         write(folder / "results.csv", as_csv(rows, keys).encode(errors="backslashreplace"))
         if done:
             draw(folder, done, keys, by)
-    return [*lines, "", *after]
+    return [*lines, "", *verdict, *after]
 
 
 def draw(folder: Path, rows: Sequence[Row], keys: Sequence[str], by: str) -> None:
