@@ -125,6 +125,52 @@ def _spread_out_high_accuracies(axes: "Axes", accuracies: Sequence[float]) -> No
     axes.yaxis.set_major_formatter(lambda value, _: f"{value * 100:.4g} %")
 
 
+def history(trials: Sequence[tuple[int, float | None, str]], title: str) -> "Figure":
+    """The score of each trial (number, score, state as Optuna calls it), and the best finished one so far."""
+    figure = _figure(7.5, 4.2, f"{title}: best validation accuracy of each trial")
+    axes = figure.subplots()
+    figure.subplots_adjust(0.1, 0.12, 0.98, 0.91)
+    looks = {
+        "COMPLETE": {"label": "finished", "color": BLUE, "marker": "o"},
+        "PRUNED": {"label": "given up", "edgecolor": GREY, "facecolor": "none", "marker": "o"},
+    }
+    for state, look in looks.items():
+        points = [(number, score) for number, score, how in trials if how == state and score is not None]
+        if points:
+            axes.scatter(*zip(*points, strict=True), s=22, zorder=3, **look)
+    finished = [(number, score) for number, score, how in trials if how == "COMPLETE" and score is not None]
+    numbers, scores = zip(*finished, strict=True)
+    last = max(number for number, *_ in trials)
+    best = np.maximum.accumulate(scores)
+    axes.step([*numbers, last], [*best, best[-1]], where="post", color=ORANGE, linewidth=2, label="best so far")
+    _spread_out_high_accuracies(axes, [score for _, score, how in trials if how in looks and score is not None])
+    failed = [number for number, _, how in trials if how == "FAIL"]
+    if failed:
+        bottom = axes.get_xaxis_transform()
+        axes.scatter(failed, [0.02] * len(failed), s=22, color=RED, marker="x", label="failed", transform=bottom)
+    axes.set(xlabel="trial", ylabel="validation accuracy")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def importances(shares: Mapping[str, float], title: str) -> "Figure":
+    """Bars, the most important setting first; the shares sum to 1."""
+    height = 1.1 + 0.32 * len(shares)
+    figure = _figure(7.5, height, f"{title}: what makes a trial good (PED-ANOVA over the finished trials)")
+    axes = figure.subplots()
+    figure.subplots_adjust(0.3, 0.5 / height, 0.94, 1 - 0.4 / height)
+    names = sorted(shares, key=lambda name: shares[name])
+    axes.barh(names, [shares[name] for name in names], color=BLUE, height=0.6)
+    for place, name in enumerate(names):
+        axes.text(shares[name], place, f" {shares[name]:.0%}", va="center", fontsize=9)
+    axes.set(xlabel="share of the importance", xlim=(0, max(shares.values()) * 1.12))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.tick_params(axis="y", length=0)
+    return figure
+
+
 def confusion(labels: NDArray[np.int64], guesses: NDArray[np.int64], title: str) -> "Figure":
     """How often each digit (row) got each answer (column), and the accuracy of each digit."""
     figure = _figure(8.4, 5.4, title)
