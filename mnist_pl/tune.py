@@ -42,8 +42,8 @@ def main(cfg: DictConfig) -> None:
 
         from mnist_pl.runs.build import build
         from mnist_pl.runs.found import report
-        from mnist_pl.runs.search import IN_FOLDER, OWN, Search, as_a_run, count, open_study, study_lock
-        from mnist_pl.runs.space import ends, read_space
+        from mnist_pl.runs.search import IN_FOLDER, Search, as_a_run, count, open_study, study_lock
+        from mnist_pl.runs.space import check_ends, read_space
 
         optuna.logging.set_verbosity(optuna.logging.CRITICAL)
         words: list[str] = list(HydraConfig.get().overrides.task)
@@ -56,11 +56,14 @@ def main(cfg: DictConfig) -> None:
             check_can_be_searched(data, trainer)
             data.prepare_data()
         settings += OmegaConf.to_yaml(OmegaConf.create({"space": cfg.space}))
+
+        def make(tried: list[str]) -> None:
+            with as_a_run(words, tried, folder) as one:
+                build(one)
+
         with study_lock(folder):
             if not (folder / REMEMBERED).exists():
-                for tried in ends(space):
-                    with as_a_run(words, tried, folder) as one:
-                        build(one)
+                check_ends(space, make)
             study = open_study(cfg, folder, settings)
             said = [word for word in words if key_of(word) not in OF_A_PROCESS]
             write(folder / REMEMBERED, OmegaConf.to_yaml(OmegaConf.create(said)).encode())
@@ -107,7 +110,7 @@ def check_can_be_searched(data: "MNISTDataModule", trainer: "Trainer") -> None:
         raise ValueError(f"{name}=0: a search chooses by validation images; hold some out, as data.val_size=5000")
     if trainer.world_size > 1:
         raise ValueError(
-            f"trainer.devices={trainer.num_devices}: a trial is one process on one device; start the command several times"
+            f"trainer.devices={trainer.num_devices}: a trial is one process on one device; start several such commands"
         )
 
 

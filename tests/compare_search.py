@@ -95,7 +95,10 @@ def main() -> None:
     for sampler in ("tpe", "random"):
         mine = [results[sampler, seed] for seed in seeds]
         best = [max(float(row["val/acc"]) for row in one["rows"] if row["state"] == "finished") for one in mine]
-        again = {name: [statistics.fmean(run[name] for run in one["again"]) for one in mine] for name in ("val/acc", "test/acc")}
+        again = {
+            name: [statistics.fmean(run[name] for run in one["again"]) for one in mine]
+            for name in ("val/acc", "test/acc")
+        }
         reached = [until(one["rows"], usual + BETTER) for one in mine]
         spent = [sum(float(row["seconds"] or 0) for row in one["rows"]) for one in mine]
         lost = [sum(row["state"].startswith("given up") for row in one["rows"]) for one in mine]

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,15 +129,16 @@ def history(trials: Sequence[tuple[int, float | None, str]], title: str) -> "Fig
     """The score of each trial (number, score, state as Optuna calls it), and the best finished one so far."""
     figure = _figure(7.5, 4.2, f"{title}: best validation accuracy of each trial")
     axes = figure.subplots()
-    figure.subplots_adjust(0.1, 0.12, 0.98, 0.91)
-    looks = {
-        "COMPLETE": {"label": "finished", "color": BLUE, "marker": "o"},
-        "PRUNED": {"label": "given up", "edgecolor": GREY, "facecolor": "none", "marker": "o"},
+    figure.subplots_adjust(0.1, 0.12, 0.98, 0.85)
+    looks: dict[str, Any] = {
+        "COMPLETE": {"label": "finished", "color": BLUE},
+        "PRUNED": {"label": "given up", "edgecolor": GREY, "facecolor": "none"},
     }
     for state, look in looks.items():
         points = [(number, score) for number, score, how in trials if how == state and score is not None]
         if points:
-            axes.scatter(*zip(*points, strict=True), s=22, zorder=3, **look)
+            x, y = zip(*points, strict=True)
+            axes.scatter(x, y, s=22, zorder=3, **look)
     finished = [(number, score) for number, score, how in trials if how == "COMPLETE" and score is not None]
     numbers, scores = zip(*finished, strict=True)
     last = max(number for number, *_ in trials)
@@ -149,16 +150,16 @@ def history(trials: Sequence[tuple[int, float | None, str]], title: str) -> "Fig
         bottom = axes.get_xaxis_transform()
         axes.scatter(failed, [0.02] * len(failed), s=22, color=RED, marker="x", label="failed", transform=bottom)
     axes.set(xlabel="trial", ylabel="validation accuracy")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 0.98), ncols=4, fontsize=9)
     return figure
 
 
 def importances(shares: Mapping[str, float], title: str) -> "Figure":
     """Bars, the most important setting first; the shares sum to 1."""
     height = 1.1 + 0.32 * len(shares)
-    figure = _figure(7.5, height, f"{title}: what makes a trial good (PED-ANOVA over the finished trials)")
+    figure = _figure(7.5, height, f"{title}: what makes one good (PED-ANOVA)")
     axes = figure.subplots()
     figure.subplots_adjust(0.3, 0.5 / height, 0.94, 1 - 0.4 / height)
     names = sorted(shares, key=lambda name: shares[name])

@@ -11,13 +11,14 @@ from omegaconf import DictConfig, OmegaConf
 from mnist_pl.runs.folders import LABELLED
 from mnist_pl.runs.search import SCORE, as_a_run, interrupted
 from mnist_pl.runs.space import words_of
-from mnist_pl.storage import one_line, short_path, write
+from mnist_pl.storage import in_shell, one_line, short_path, write
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
 SHOWN = 10  # trials in the terminal; the files have all
+ENOUGH = 8  # finished trials, to say what matters; below, it would be chance alone
 PRESET = Path("experiment", "best.yaml")  # so that --config-dir=STUDY finds it
 OF_A_RUN = (*LABELLED, "seed")  # what a preset sets; not what watches and records a run
 
@@ -106,19 +107,22 @@ def report(study: "Study", words: list[str], folder: Path, command: str) -> str:
         curve = [(one.number, score(one), one.state.name) for one in trials]
         plots.save(plots.history(curve, short_path(folder)), folder / "history.png")
         files += ["history.png"]
-        shares = importances(study)
+        shares, finished = importances(study), sum(how == "COMPLETE" for *_, how in curve)
         if shares:
-            plots.save(plots.importances(shares, short_path(folder)), folder / "importance.png")
+            plots.save(
+                plots.importances(shares, f"{short_path(folder)}, {finished} finished trials"),
+                folder / "importance.png",
+            )
             files += ["importance.png"]
-        said = " ".join(words_of({name: winner.params[name] for name in winner.params}))
+        said = " ".join(words_of(winner.params))
         lines += ["", f"best: trial {winner.number}, {winner.value:.2%}, {said}"]
     write(folder / "results.md", ("\n".join(lines) + "\n").encode())
     more = f"\n({len(trials) - SHOWN} more are in results.md)" if len(trials) > SHOWN else ""
     end = {"all in": f"{short_path(folder)}: {', '.join(files)}"}
     if winner is not None:
         end = {
-            "best": f"{winner.value:.2%} {SCORE}, trial {winner.number}: one seed, and the best of many by that very score",
-            "run it": f"python train.py --config-dir={short_path(folder)} experiment={PRESET.stem}",
+            "best": f"{winner.value:.2%} {SCORE}, trial {winner.number}: of one seed, and chosen by that very score",
+            "run it": f"python train.py {in_shell(f'--config-dir={short_path(folder)}')} experiment={PRESET.stem}",
             **end,
         }
     end["further"] = command
@@ -127,19 +131,21 @@ def report(study: "Study", words: list[str], folder: Path, command: str) -> str:
 
 def importances(study: "Study") -> dict[str, float]:
     """Each setting's share of what makes a trial good (PED-ANOVA); none where there are too few trials to tell."""
-    from optuna.importance import get_param_importances
-    from optuna.trial import TrialState
+    import warnings
 
-    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if len({one.value for one in finished}) < 2:
+    from optuna.importance import get_param_importances
+
+    scores = [one.value for one in study.get_trials(deepcopy=False) if one.state.name == "COMPLETE"]
+    if len(scores) < ENOUGH or len(set(scores)) < 2:
         return {}
-    return get_param_importances(study)
+    with warnings.catch_warnings(action="ignore"):  # that a setting was tried in few trials
+        return get_param_importances(study)
 
 
 def about(study: "Study", winner: "FrozenTrial", command: str) -> str:
+    trials = len(study.get_trials(deepcopy=False))
     return (
-        f"# The best of {len(study.get_trials(deepcopy=False))} trials of a search: {winner.value:.2%} validation accuracy, "
-        f"in trial {winner.number}.\n"
+        f"# {winner.value:.2%} validation accuracy: trial {winner.number}, the best of {trials} of a search.\n"
         "# Of one seed, and chosen by that very score, which flatters it: measure it again with other seeds.\n"
         f"# {command}\n"
     )

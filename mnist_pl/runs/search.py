@@ -51,7 +51,7 @@ LOCK = ".lock"
 
 
 class JournalLock:
-    """Optuna's own is a file, which a killed process leaves behind, as it does half a line, which breaks what follows."""
+    """Optuna's own is a file, which a killed process leaves behind; and half a line of the journal breaks the rest."""
 
     def __init__(self, path: str) -> None:
         self.path, self.lock = path, FileLock(path + LOCK)
@@ -153,11 +153,12 @@ def open_study(cfg: DictConfig, folder: Path, settings: str) -> "Study":
     """
     from optuna import create_study
 
+    sampler, pruner = make_sampler(cfg.sampler, cfg.seed), make_pruner(cfg.pruner)
     study = create_study(
         storage=open_storage(cfg.storage, folder),
         study_name="study" if cfg.storage in IN_FOLDER else short_path(folder),
-        sampler=make_sampler(cfg.sampler, cfg.seed),
-        pruner=make_pruner(cfg.pruner),
+        sampler=sampler,
+        pruner=pruner,
         direction="maximize",
         load_if_exists=True,
     )
@@ -168,7 +169,7 @@ def open_study(cfg: DictConfig, folder: Path, settings: str) -> "Study":
         old, new = before.splitlines(), settings.splitlines()
         differing = [line for line in new if line not in old] or [line for line in old if line not in new]
         raise ValueError(
-            f"study={cfg.study}: was begun with other settings ({differing[0].strip()} is not one of them), and its trials "
+            f"study={cfg.study}: was begun with other settings ({differing[0].strip()} is not one of them), and trials "
             "would not compare; leave them as they were, or begin another study"
         )
     return study
@@ -341,7 +342,8 @@ def train(cfg: DictConfig, trial: "Trial") -> float:
     trainer.callbacks.insert(0, watch)  # type: ignore[attr-defined]
     chosen = {"run": label(cfg), "experiment": None, "claim": None, "seed": cfg.seed}
     facts = summary.describe(trainer, model, data, chosen)
-    loggers.start_loggers(trainer, -1, facts, OmegaConf.to_container(cfg, resolve=True), {})
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    loggers.start_loggers(trainer, -1, facts, settings, {})
     fit(trainer, model, data, None, -1)
     best = summary.best_checkpoint(trainer)
     scores = checkpoint.read(best).get("metrics", {}) if best else {}

@@ -1,12 +1,12 @@
 """A search space, as conf/tune/*.yaml says it: a setting's whole name, and what is tried for it.
 
-    optimizer: [sgd, adam]                           # options of a group, or values, lists among them
-    optimizer.lr: {low: 1e-4, high: 0.1, log: true}  # a range, its ends included; whole numbers where the setting is one
-    data.batch_size: {low: 32, high: 256, step: 32}
-    model.hidden: {choices: [[50], [200, 100]]}      # the same as the list alone
+optimizer: [sgd, adam]                           # options of a group, or values, lists among them
+optimizer.lr: {low: 1e-4, high: 0.1, log: true}  # a range, its ends included; whole numbers where the setting is one
+data.batch_size: {low: 32, high: 256, step: 32}
+model.hidden: {choices: [[50], [200, 100]]}      # the same as the list alone
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,7 +41,7 @@ def read_space(said: Any, words: list[str]) -> tuple[Space, list[str]]:
     `said` is the part of the configuration, `words` the command line's.
 
     Raises:
-        ValueError: in the space, a setting does not exist, or what is said of it cannot be tried; one line that names it.
+        ValueError: a setting does not exist, or what is said of it cannot be tried; one line that names it.
     """
     if not isinstance(said, dict) or not said:
         raise ValueError(f"space must name settings and what to try for each, got {said!r}")
@@ -53,23 +53,24 @@ def read_space(said: Any, words: list[str]) -> tuple[Space, list[str]]:
     composed = {"": compose("tune", words)}
     for name, tried in by_name.items():
         group, _, setting = name.partition(".")
-        if group not in SEARCHED or name in SAME_FOR_ALL:
-            known = ", ".join(f"{one}.NAME" for one in SEARCHED)
-            reason = "must be the same for all trials" if name in SAME_FOR_ALL else f"there is no such group; say {known}"
-            raise ValueError(f"space.{name}: {reason}")
+        if name in SAME_FOR_ALL:
+            raise ValueError(f"space.{name}: must be the same for all trials, or their scores would not compare")
+        if group not in SEARCHED:
+            raise ValueError(f"space.{name}: there is no such group to search in; {suggest(group, SEARCHED)}")
         if name in fixed or any(name.startswith(f"{one}.") and "." in one for one in fixed):
             dropped.append(name)
             continue
         if not setting:
             distribution = _read(name, tried, None)
-            choices = [str(choice or "none") for choice in getattr(distribution, "choices", ())]
+            choices = list(dict.fromkeys(str(one or "none") for one in getattr(distribution, "choices", ())))
             known_options = GlobalHydra.instance().config_loader().get_group_options(group)
             unknown = [choice for choice in choices if choice not in known_options]
             if unknown or not choices:
                 hint = suggest(unknown[0] if unknown else "", known_options)
                 raise ValueError(f"space.{name}={tried}: must be a list of options of {group}; {hint}")
             options[group] = choices
-            composed |= {f"{group}={one}": compose("tune", [*words, f"{group}={one}"]) for one in choices}
+            if any(one.startswith(f"{group}.") for one in by_name):
+                composed |= {f"{group}={one}": compose("tune", [*words, f"{group}={one}"]) for one in choices}
             space[name] = Setting(_choices(choices), None)
             continue
         nodes = {one: composed[f"{group}={one}"] for one in options.get(group, ())} or {"": composed[""]}
@@ -111,7 +112,7 @@ def _read(name: str, tried: Any, present: Any) -> "BaseDistribution":
         return _choices(written)
     if not isinstance(tried, dict) or not {"low", "high"} <= set(tried) <= set(RANGE):
         raise ValueError(f"{where}: must be a list, or a range as {{low: 0, high: 1}}, with step: 0.1 or log: true")
-    low, high, step, log = (tried.get(key) for key in RANGE)
+    low, high, step, log = (tried.get(key) for key in RANGE)  # type: Any, Any, Any, Any
     for key, value in {"low": low, "high": high, "step": step}.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
         if not is_number and not (key == "step" and value is None):
@@ -159,9 +160,9 @@ def suggest_params(trial: Any, space: Space) -> dict[str, Value]:
     from optuna.distributions import CategoricalDistribution, IntDistribution
 
     params: dict[str, Value] = {}
-    for name, (distribution, only_with) in space.items():
+    for name, (distribution, _) in space.items():
         of: Any = distribution
-        if only_with is not None and params[name.partition(".")[0]] not in only_with:
+        if not _applies(name, space, params):
             continue
         if isinstance(of, CategoricalDistribution):
             params[name] = trial.suggest_categorical(name, of.choices)
@@ -181,14 +182,41 @@ def _is_structure(value: Value) -> bool:
     return isinstance(value, str) and isinstance(read_value(value), list | dict)
 
 
-def ends(space: Space) -> Iterator[list[str]]:
-    """The words of each option, each value and each end of a range, one at a time: what has to work by itself.
+def rounds(space: Space) -> Iterator[list[list[str]]]:
+    """Each option, each value and each end of a range, as many at a time as go together: words for each.
 
-    Not those of lists, which may only fit one another.
+    Not the values that are lists, which may only fit one another.
     """
-    for name, (distribution, only_with) in space.items():
+    tried: dict[str, list[Value]] = {}
+    for name, (distribution, _) in space.items():
         of: Any = distribution
-        group = {name.partition(".")[0]: only_with[0]} if only_with else {}
-        for value in of.choices if hasattr(of, "choices") else (of.low, of.high):
-            if not _is_structure(value):
-                yield words_of({**group, name: value})
+        values = of.choices if hasattr(of, "choices") else (of.low, of.high)
+        tried[name] = [value for value in values if not _is_structure(value)]
+    left = {(name, value) for name in tried for value in tried[name]}
+    for number in range(max(map(len, tried.values()))):
+        params = {name: values[number % len(values)] for name, values in tried.items() if values}
+        params = {name: params[name] for name in params if _applies(name, space, params)}
+        left -= set(params.items())
+        yield [words_of({name: value}) for name, value in params.items()]
+    for name, value in sorted(left, key=str):
+        group, options = name.partition(".")[0], space[name].only_with or ("",)
+        yield [words_of({group: options[0], name: value})]
+
+
+def _applies(name: str, space: Space, params: Mapping[str, Value]) -> bool:
+    options = space[name].only_with
+    return options is None or params[name.partition(".")[0]] in options
+
+
+def check_ends(space: Space, check: Callable[[list[str]], Any]) -> None:
+    """`check` of the words of each round; where that raises, of each part by itself, which tells the one to blame.
+
+    What fails only together with others is left to the trials.
+    """
+    for parts in rounds(space):
+        try:
+            check([word for part in parts for word in part])
+        except Exception:
+            for part in parts:
+                group = part[0].partition(".")[0]
+                check([*(one[0] for one in parts if one[0].startswith(f"{group}=") and one != part), *part])
