@@ -55,7 +55,7 @@ def main(cfg: DictConfig) -> None:
             data, _, trainer = build(usual)
             check_can_be_searched(data, trainer)
             data.prepare_data()
-        settings += OmegaConf.to_yaml(OmegaConf.create({"space": cfg.space}))
+        settings += OmegaConf.to_yaml(OmegaConf.create({"space": cfg.space, "searched": list(space)}))
 
         def make(tried: list[str]) -> None:
             with as_a_run(words, tried, folder) as one:
