@@ -70,9 +70,7 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=5)
     parser.add_argument("--trials", type=int, default=25)
     parser.add_argument("--side-by-side", type=int, default=1)
-    parser.add_argument(
-        "--better", type=float, default=2, help="points of val acc above the recipe's that are the goal"
-    )
+    parser.add_argument("--better", type=float, default=2, help="points above the recipe's val acc to reach")
     asked = parser.parse_args()
     seeds = range(1, asked.studies + 1)
     with ThreadPoolExecutor(asked.side_by_side) as pool:

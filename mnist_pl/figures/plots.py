@@ -159,7 +159,7 @@ def history(trials: Sequence[tuple[int, float | None, str]], title: str) -> "Fig
 def importances(shares: Mapping[str, float], title: str) -> "Figure":
     """Bars, the most important setting first; the shares sum to 1."""
     height = 1.1 + 0.32 * len(shares)
-    figure = _figure(7.5, height, f"{title}: what makes one good (PED-ANOVA)")
+    figure = _figure(7.5, height, f"{title}: what decides the score after the first validation (fANOVA)")
     axes = figure.subplots()
     figure.subplots_adjust(0.3, 0.5 / height, 0.94, 1 - 0.4 / height)
     names = sorted(shares, key=lambda name: shares[name])

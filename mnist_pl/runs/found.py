@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 SHOWN = 10  # trials in the terminal; the files have all
-ENOUGH = 8  # finished trials, to say what matters; below, it would be chance alone
+ENOUGH = 8  # trials, to say what matters; below, it would be chance alone
 PRESET = Path("experiment", "best.yaml")  # so that --config-dir=STUDY finds it
 OF_A_RUN = (*LABELLED, "seed")  # what a preset sets; not what watches and records a run
 
@@ -107,10 +107,10 @@ def report(study: "Study", words: list[str], folder: Path, command: str) -> str:
         curve = [(one.number, score(one), one.state.name) for one in trials]
         plots.save(plots.history(curve, short_path(folder)), folder / "history.png")
         files += ["history.png"]
-        shares, finished = importances(study), sum(how == "COMPLETE" for *_, how in curve)
+        shares = importances(trials)
         if shares:
             plots.save(
-                plots.importances(shares, f"{short_path(folder)}, {finished} finished trials"),
+                plots.importances(shares, f"{short_path(folder)}, {len(trials)} trials"),
                 folder / "importance.png",
             )
             files += ["importance.png"]
@@ -129,17 +129,23 @@ def report(study: "Study", words: list[str], folder: Path, command: str) -> str:
     return "\n".join(["", *table[: SHOWN + 2]]) + f"{more}\n\n" + "\n".join(f"{k:10}{v}" for k, v in end.items())
 
 
-def importances(study: "Study") -> dict[str, float]:
-    """Each setting's share of what makes a trial good (PED-ANOVA); none where there are too few trials to tell."""
-    import warnings
+def importances(trials: "list[FrozenTrial]") -> dict[str, float]:
+    """Each setting's share in how trials differ after their first validation (fANOVA, a forest of seed 0).
 
-    from optuna.importance import get_param_importances
+    After the last one, it would be asked of those alone that were not given up, which are all good: of 25 trials, what
+    comes out then is chance. Of the settings that all trials have; none, where there are too few trials to tell.
+    """
+    from optuna import create_study, create_trial
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
-    scores = [one.value for one in study.get_trials(deepcopy=False) if one.state.name == "COMPLETE"]
-    if len(scores) < ENOUGH or len(set(scores)) < 2:
+    early = create_study(direction="maximize")
+    for one in trials:
+        if one.intermediate_values:
+            value = one.intermediate_values[min(one.intermediate_values)]
+            early.add_trial(create_trial(params=one.params, distributions=one.distributions, value=value))
+    if len(early.trials) < ENOUGH or len({one.value for one in early.trials}) < 2:
         return {}
-    with warnings.catch_warnings(action="ignore"):  # that a setting was tried in few trials
-        return get_param_importances(study)
+    return get_param_importances(early, evaluator=FanovaImportanceEvaluator(seed=0))
 
 
 def about(study: "Study", winner: "FrozenTrial", command: str) -> str:
