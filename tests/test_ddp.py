@@ -245,7 +245,7 @@ SGD = ("data=digits", "model=mlp", "optimizer=sgd", "optimizer.lr=0.1", "schedul
 def test_several_processes_learn_what_one_does_with_the_joint_batch(
     run: Run, tmp_path: Path, processes: int, size: int, length: str
 ) -> None:
-    """An epoch has 1,297 images: 20 steps of 64 in two processes, and one of nine and eight images, that weigh alike."""
+    """An epoch has 1,297 images: 20 steps of 64 in two processes, and one of nine and eight, that weigh alike."""
     ddp = ["trainer=ddp", "trainer.strategy=ddp_fork", f"trainer.devices={processes}", f"data.batch_size={size}"]
     for name, words in {"one": [f"data.batch_size={processes * size}"], "several": ddp}.items():
         ended = run("train.py", *SGD, *words, length, "trainer.accelerator=cpu", f"hydra.run.dir={name}")

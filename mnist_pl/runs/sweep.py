@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from mnist_pl.runs import plan, side_by_side
 from mnist_pl.runs.errors import explain, is_users
 from mnist_pl.runs.folders import existing_checkpoint
-from mnist_pl.signals import advise
+from mnist_pl.signals import advise, end_on_signals
 from mnist_pl.storage import as_word, is_locked, short_path, write
 from mnist_pl.world import is_first
 
@@ -108,6 +108,7 @@ class Report(Callback):
             note.write_text(explain(error) + "\n", encoding="utf-8", errors="backslashreplace")
             # Hydra would end the sweep with the first failure, after the last job but before the table.
             job_return.status, job_return.return_value = JobStatus.COMPLETED, math.nan
+        end_on_signals()  # instead of what a training that failed has left
         line = _line(folder, number, Path(config.hydra.runtime.output_dir))
         if line is not None:
             print(line, flush=True)
@@ -330,14 +331,14 @@ def report(folder: Path, found: Sequence[Job]) -> list[str]:
 
 def draw(folder: Path, rows: Sequence[Row], keys: Sequence[str], by: str) -> None:
     from mnist_pl.figures.plots import save
-    from mnist_pl.figures.results import results
+    from mnist_pl.figures.results import of_sweep
 
     images = "validation" if by == "val/acc" else "test"
     several = any(len(row.values(by)) > 1 for row in rows)
     title = f"{images} accuracy" + ", mean and standard deviation over seeds" * several
     scored = [(row.choice, row.values(by)) for row in rows if row.values(by)]
     with suppress(OSError):  # the table is there
-        save(results(scored, keys, title), folder / "results.png")
+        save(of_sweep(scored, keys, title), folder / "results.png")
 
 
 def failures(found: Sequence[Job]) -> list[str]:
