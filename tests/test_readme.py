@@ -30,6 +30,7 @@ COMMANDS = [
 RECIPES = TEXT.partition("The recipes below")[2].split("\n**")[1:]
 SHORT = ["callbacks=minimal", "logger=csv", "trainer.limit_train_batches=5", "trainer.max_epochs=1"]
 SHORT += ["trainer.limit_val_batches=2", "trainer.limit_test_batches=2"]
+TRIED = ["data=digits", "trainer.limit_train_batches=5", "trials=1"]
 
 
 def shorten(words: list[str]) -> list[str]:
@@ -65,9 +66,13 @@ def test_a_command_runs(command: str, folder: Path) -> None:
             pytest.importorskip(name)
     if words[0] == "mnist_pl/benchmark.py":  # a quarter of an hour; tests/test_benchmark.py measures something
         words += ["--only", "nothing"]
+    if words[0] == "mnist_pl/tune.py":
+        words += TRIED if "study=" not in command else []
+    if "studies/mine" in command and not (folder / "studies/mine").exists():
+        assert execute(folder, "mnist_pl/tune.py", "study=studies/mine", *TRIED).code == 0
     if words[0] == "train.py" and " resume=" not in command:
         words = [*words, *SHORT[:2]] if "ckpt_path" in command else shorten(words)  # whose epochs stay as long
-        if re.search("experiment|presets|ckpt_path", command):  # presets do without a fallback
+        if re.search("experiment=[^b]|presets|ckpt_path", command):  # presets do without a fallback
             words.append("data=digits")
         if "presets" in command:
             words.append("seed=1")
