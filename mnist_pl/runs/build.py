@@ -198,6 +198,7 @@ def _try_optimizer_and_scheduler(settings: Any) -> None:
 def _make_trainer(cfg: DictConfig, data: "MNISTDataModule", model: "DigitClassifier") -> "Trainer":
     import torch
     from lightning import Trainer
+    from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
     from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, ProgressBar
     from lightning.pytorch.loggers import Logger
 
@@ -253,6 +254,8 @@ def _make_trainer(cfg: DictConfig, data: "MNISTDataModule", model: "DigitClassif
         plugins = settings.get("plugins")
         plugins = [plugin for plugin in (plugins if isinstance(plugins, list) else [plugins]) if plugin is not None]
         plugins.append(DurableIO())
+        if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+            plugins.append(SLURMEnvironment(auto_requeue=False))  # runs/slurm.py sees to that
         strategy = strategy_here(settings.get("strategy", "auto"))
         strategy = FastSingleDevice.where_it_fits(settings, strategy)
         return _instantiate(settings, recursive=True, **observers, plugins=plugins, strategy=strategy)
