@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_pl.runs import config  # noqa: F401  # registers the schema
-from mnist_pl.runs.build import build
+from mnist_pl.runs.build import build, threads
 from mnist_pl.runs.claim import holding, is_own
 from mnist_pl.runs.consent import again, check_consent, named
 from mnist_pl.runs.errors import one_line_errors, set_up_process
@@ -26,7 +26,7 @@ from mnist_pl.runs.processes import ending_together, has_to_launch, launch
 from mnist_pl.runs.resume import as_composed, changes, expand_resume, find_start, fit, remember, result
 from mnist_pl.runs.slurm import go_on, note, set_up_job
 from mnist_pl.runs.words import spell_out_none
-from mnist_pl.storage import short_path
+from mnist_pl.storage import as_word, short_path
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -41,17 +41,22 @@ log = logging.getLogger(__name__)
 def main(cfg: DictConfig) -> float | None:
     folder = HydraConfig.get().runtime.output_dir
     with one_line_errors(), holding(folder) as lock:
-        if HydraConfig.get().mode == RunMode.MULTIRUN and is_own(lock):
+        sweep = HydraConfig.get().sweep.dir if HydraConfig.get().mode == RunMode.MULTIRUN else None
+        if sweep and is_own(lock):  # a job that was interrupted
             if done := result(folder):
                 return done["val/acc"]
             cfg = as_composed(cfg, folder)
-        check_consent(cfg)
+            check_consent(cfg, sweep)
+        check_consent(cfg, cfg.resume)
         data, model, trainer = build(cfg)
         start = find_start(model, trainer, cfg.fit, cfg.ckpt_path)
         if start is not None:
             cfg.ckpt_path = str(start)  # `last` will be another one tomorrow
         if has_to_launch(cfg):
+            if lock is not None:
+                lock.keep()
             return launch(trainer, main, cfg)
+        cfg.threads = threads()  # whoever resumes the run on another machine gets the same bits with as many
         changed = changes(cfg)
         data.prepare_data()
         data.setup("fit")
@@ -65,7 +70,7 @@ def main(cfg: DictConfig) -> float | None:
                 note(folder, named(cfg))
         if lock is not None:
             lock.keep()
-        advise(f"continue with {again(cfg, trainer.default_root_dir)}")
+        advise(f"continue with {as_word('resume', sweep) if sweep else again(cfg, folder)}")
         experiment = said(cfg.resume)[0].get("experiment")
         chosen = {"run": label(cfg), "experiment": experiment, "claim": cfg.claim, "seed": cfg.seed}
         with ending_together(trainer):
@@ -102,12 +107,12 @@ def run(
     scores = checkpoint.read(best).get("metrics", {}) if best else {}
     loggers.log_best(trainer, scores)
     trainer.test(model, datamodule=data, ckpt_path=best, verbose=False, weights_only=True)
-    result = summary.results(trainer, facts, best, scores)
+    summed_up = summary.results(trainer, facts, best, scores)
     if trainer.is_global_zero:
-        summary.write_json(trainer.default_root_dir, result)
-        log.info("%s", summary.table(result, trainer))
+        summary.write_json(trainer.default_root_dir, summed_up)
+        log.info("%s", summary.table(summed_up, trainer))
     advise(f"the run is finished, in {short_path(trainer.default_root_dir)}")
-    return result["val/acc"]
+    return summed_up["val/acc"]
 
 
 if __name__ == "__main__":

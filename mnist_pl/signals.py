@@ -134,6 +134,12 @@ def end_at_once_next_time() -> None:
         signal.signal(number, end_now)
 
 
+def leave_telling_to_another() -> None:
+    """Another process of the same program gets the signal too, and tells."""
+    global _told
+    _told = True
+
+
 def tell(number: int) -> None:
     """What has happened, and how to continue, once; not by `print`, which may be what was interrupted."""
     global _told

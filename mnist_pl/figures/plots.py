@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,16 +63,16 @@ def filters(weights: NDArray[np.floating]) -> Image.Image:
 
 def curves(rows: Sequence[dict[str, float]], title: str, held_out: str = "validation") -> "Figure":
     """Training loss (line) against the training examples seen, with the held-out loss of each epoch (dots)."""
-    figure, both = _loss_and_accuracy(title)
+    picture, both = _loss_and_accuracy(title)
     training = "train/{}_step" if any("train/loss_step" in row for row in rows) else "train/{}"
     for axes, name in zip(both, ("loss", "acc"), strict=True):
         axes.plot(*_column(rows, training.format(name)), color=BLUE, linewidth=1, label="training")
         axes.plot(*_column(rows, f"val/{name}"), "o", color=ORANGE, markersize=5, label=held_out)
     both[0].legend(frameon=False)
-    _spread_out_high_accuracies(
+    spread_out_high_accuracies(
         both[1], [row[name] for row in rows for name in (training.format("acc"), "val/acc") if name in row]
     )
-    return figure
+    return picture
 
 
 def compare(runs: Mapping[str, Sequence[Sequence[dict[str, float]]]]) -> "Figure":
@@ -80,7 +80,7 @@ def compare(runs: Mapping[str, Sequence[Sequence[dict[str, float]]]]) -> "Figure
 
     The band is one standard deviation over the seeds, at the points that all of them have.
     """
-    figure, both = _loss_and_accuracy("held-out images, mean and standard deviation over the seeds")
+    picture, both = _loss_and_accuracy("held-out images, mean and standard deviation over the seeds")
     for axes, name in zip(both, ("loss", "acc"), strict=True):
         for number, (choice, seeds) in enumerate(runs.items()):
             points = [dict(zip(*_column(rows, f"val/{name}"), strict=True)) for rows in seeds]
@@ -94,15 +94,15 @@ def compare(runs: Mapping[str, Sequence[Sequence[dict[str, float]]]]) -> "Figure
                 spread = values.std(axis=0, ddof=1)
                 axes.fill_between(seen, middle - spread, middle + spread, color=color, alpha=0.2, linewidth=0)
     trained = [row for seeds in runs.values() for rows in seeds for row in rows if row.get("images", 0)]
-    _spread_out_high_accuracies(both[1], [row["val/acc"] for row in trained if "val/acc" in row])
+    spread_out_high_accuracies(both[1], [row["val/acc"] for row in trained if "val/acc" in row])
     height = 3.7 + 0.17 * len(runs)
-    figure.set_size_inches(9, height)
-    figure.subplots_adjust(bottom=(0.6 + 0.17 * len(runs)) / height, top=1 - 0.36 / height)
-    figure.legend(*both[0].get_legend_handles_labels(), loc="lower left", frameon=False, fontsize=8)
-    return figure
+    picture.set_size_inches(9, height)
+    picture.subplots_adjust(bottom=(0.6 + 0.17 * len(runs)) / height, top=1 - 0.36 / height)
+    picture.legend(*both[0].get_legend_handles_labels(), loc="lower left", frameon=False, fontsize=8)
+    return picture
 
 
-def _spread_out_high_accuracies(axes: "Axes", accuracies: Sequence[float]) -> None:
+def spread_out_high_accuracies(axes: "Axes", accuracies: Sequence[float], name: Literal["x", "y"] = "y") -> None:
     """Shows `accuracies` on an axis where 98 % is as far from 99 % as 80 % is from 90 %: half as many wrong answers."""
     wrong = [1 - accuracy for accuracy in accuracies if accuracy < 1]
     if not wrong:
@@ -112,24 +112,26 @@ def _spread_out_high_accuracies(axes: "Axes", accuracies: Sequence[float]) -> No
     def height(accuracy: NDArray[np.floating]) -> NDArray[np.floating]:
         return -np.log10(np.maximum(1 - accuracy, least / 2)) + np.maximum(accuracy - 1, 0)
 
-    axes.set_yscale("function", functions=(height, lambda y: 1 - 10.0**-y))
+    axis = axes.yaxis if name == "y" else axes.xaxis
+    set_scale, set_limits = (axes.set_yscale, axes.set_ylim) if name == "y" else (axes.set_xscale, axes.set_xlim)
+    set_scale("function", functions=(height, lambda y: 1 - 10.0**-y))
     perfect = [1.0] if len(wrong) < len(accuracies) else []
     low, high = 1 - min(1.0, max(wrong) * 1.15), 1 - least * 0.85
-    axes.set_ylim(low, 1.05 if perfect else high)
+    set_limits(low, 1.05 if perfect else high)
     for shares in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8), np.arange(1, 10, 0.2)):  # of wrong answers, in any decade
         marks = [1 - share * 10.0**-power for power in range(5) for share in shares]
         marks = sorted(mark for mark in marks if low <= mark <= high) + perfect
         if len(marks) > 2:
             break
-    axes.set_yticks(marks)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value * 100:.4g} %")
+    axis.set_ticks(marks)
+    axis.set_major_formatter(lambda value, _: f"{value * 100:.4g} %")
 
 
 def confusion(labels: NDArray[np.int64], guesses: NDArray[np.int64], title: str) -> "Figure":
     """How often each digit (row) got each answer (column), and the accuracy of each digit."""
-    figure = _figure(8.4, 5.4, title)
-    left, right = figure.subplots(1, 2, width_ratios=(3, 1))
-    figure.subplots_adjust(0.07, 0.1, 0.92, 0.92, wspace=0.12)
+    picture = figure(8.4, 5.4, title)
+    left, right = picture.subplots(1, 2, width_ratios=(3, 1))
+    picture.subplots_adjust(0.07, 0.1, 0.92, 0.92, wspace=0.12)
     counts = np.zeros((10, 10), int)
     np.add.at(counts, (labels, guesses), 1)
     mistakes = np.where(np.eye(10, dtype=bool), 0, counts)
@@ -152,7 +154,7 @@ def confusion(labels: NDArray[np.int64], guesses: NDArray[np.int64], title: str)
     right.set(xlim=(low, 1), ylim=left.get_ylim(), yticks=range(10), xlabel="accuracy of each digit")
     right.locator_params(axis="x", nbins=3)
     right.xaxis.set_major_formatter("{x:.1%}")
-    return figure
+    return picture
 
 
 def calibration(confidences: NDArray[np.floating], right: NDArray[np.bool_], bins: int, title: str) -> "Figure":
@@ -167,9 +169,9 @@ def calibration(confidences: NDArray[np.floating], right: NDArray[np.bool_], bin
     share = np.bincount(place, right, bins)[some] / n
     mean = np.bincount(place, confidences, bins)[some] / n
     error = float((n * np.abs(share - mean)).sum() / n.sum())
-    figure = _figure(5.2, 5.6, f"{title}: expected calibration error {error:.2%}")
-    upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
-    figure.subplots_adjust(0.17, 0.1, 0.96, 0.89, hspace=0.08)
+    picture = figure(5.2, 5.6, f"{title}: expected calibration error {error:.2%}")
+    upper, lower = picture.subplots(2, 1, height_ratios=(3, 1), sharex=True)
+    picture.subplots_adjust(0.17, 0.1, 0.96, 0.89, hspace=0.08)
     z = 1.96
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
@@ -191,29 +193,29 @@ def calibration(confidences: NDArray[np.floating], right: NDArray[np.bool_], bin
     lower.bar((np.arange(bins) + 0.5) / bins, count, 0.9 / bins, color=ORANGE)
     lower.set(yscale="log", ylabel="answers", xlabel="confidence", ylim=(0.6, None))
     lower.yaxis.set_major_formatter("{x:,.0f}")
-    return figure
+    return picture
 
 
-def _figure(width: float, height: float, title: str) -> "Figure":
+def figure(width: float, height: float, title: str) -> "Figure":
     """Inches. Without a layout engine, which would draw everything twice."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
-    figure = Figure(figsize=(width, height))
-    figure.suptitle(title, fontsize=10, y=1 - 0.09 / height, va="top")
-    return figure
+    picture = Figure(figsize=(width, height))
+    picture.suptitle(title, fontsize=10, y=1 - 0.09 / height, va="top")
+    return picture
 
 
 def _loss_and_accuracy(title: str) -> "tuple[Figure, Sequence[Axes]]":
-    figure = _figure(9, 3.6, title)
-    both = figure.subplots(1, 2)
-    figure.subplots_adjust(0.085, 0.14, 0.985, 0.9, wspace=0.27)
+    picture = figure(9, 3.6, title)
+    both = picture.subplots(1, 2)
+    picture.subplots_adjust(0.085, 0.14, 0.985, 0.9, wspace=0.27)
     for axes, label in zip(both, ("cross entropy", "accuracy"), strict=True):
         axes.set(xlabel="training examples seen", ylabel=label)
         axes.xaxis.set_major_formatter(lambda value, _: _short(value))
         axes.grid(alpha=0.3)
     both[0].set_yscale("log")
     both[0].yaxis.set_major_formatter("{x:g}")
-    return figure, both
+    return picture, both
 
 
 def _short(count: float) -> str:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from mnist_pl.runs.check import check, check_size, construct, parameters, target_of, try_step
 from mnist_pl.runs.folders import RESUMED
 from mnist_pl.runs.processes import strategy_here
+from mnist_pl.runs.side_by_side import is_worker
 from mnist_pl.storage import as_word
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ KNOWN_CALLBACKS = ("lightning.", "mnist_pl.engine.", "mnist_pl.figures.")
 POSITIVE = ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval")  # of the Trainer's settings
 TRIED_STEPS = 1000  # of a schedule, to see that it can be made; as good as any number
 PROCESSES_FOR_A_CORE = 8  # at the most; beyond that, it was not meant
+
+_threads = 0  # that PyTorch begins with
 
 
 def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]":
@@ -77,6 +80,7 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
         raise ValueError(f"resume={cfg.resume}: is read from the command line alone, and continues one run")
     if cfg.claim is not None and not isfinite(cfg.claim):
         raise ValueError(f"claim must be an accuracy in percent, got {cfg.claim}")
+    _set_threads(cfg.threads)
     seed_everything(cfg.seed, workers=True, verbose=False)
     with open_dict(cfg):
         reset_swapped_targets(cfg)
@@ -95,6 +99,25 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
     _check_own(model, data)
     _try_optimizer_and_scheduler(_plain(cfg.model))
     return data, model, _make_trainer(cfg, data, model)
+
+
+def threads() -> int:
+    """Of the processor, that PyTorch works with in this process."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _set_threads(count: int | None) -> None:
+    """`count`, or what PyTorch begins with, whatever a job before this one has set."""
+    import torch
+
+    global _threads
+    _threads = _threads or torch.get_num_threads()
+    most = PROCESSES_FOR_A_CORE * (os.cpu_count() or 1)
+    if count is not None and not 1 <= count <= most:
+        raise ValueError(f"threads must be a whole number from 1 to {most}, for this machine's cores, got {count}")
+    torch.set_num_threads(count or _threads)
 
 
 def _check_scheduler(node: Any, name: str) -> None:
@@ -233,6 +256,8 @@ def _make_trainer(cfg: DictConfig, data: "MNISTDataModule", model: "DigitClassif
         settings |= BAREBONES
         loggers = {}
     for callback in callbacks.values():
+        if isinstance(callback, ProgressBar) and is_worker():
+            callback.disable()  # several would write over each other
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:  # else below that of a logger
             callback.dirpath = os.path.join(folder, "checkpoints")
     for name, kind in {"enable_checkpointing": Checkpoint, "enable_progress_bar": ProgressBar}.items():

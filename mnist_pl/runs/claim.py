@@ -12,7 +12,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from mnist_pl.runs.folders import SWEEP, existing_checkpoint
+from mnist_pl.runs.folders import existing_checkpoint
+from mnist_pl.runs.plan import is_sweep
 from mnist_pl.runs.processes import from_first, is_first
 from mnist_pl.runs.slurm import note
 from mnist_pl.storage import FolderLock, as_typed, as_word, is_locked, quoted, short_path
@@ -34,13 +35,13 @@ class Claim(Callback):
         self.resumes = resumes
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = from_first(str(self._claim(config.hydra.run)) if is_first() else "")
+        folder = self._claim(config.hydra.run) if is_first() else config.hydra.run.dir
         with open_dict(config.hydra.run):
-            config.hydra.run.dir = folder
+            config.hydra.run.dir = from_first(str(folder))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = as_typed(config.hydra.sweep.dir)
-        if (folder / SWEEP).exists() and not self.resumes and _is_chosen(config.hydra.sweep):
+        if is_sweep(folder) and not self.resumes and _is_chosen(config.hydra.sweep):
             sys.exit(
                 f"error: hydra.sweep.dir={short_path(folder)}: holds an existing sweep; choose another folder, or "
                 f"continue it with {as_word('resume', folder)}"

@@ -21,6 +21,7 @@ class Train:
     callbacks: Any = None
     logger: Any = None
     seed: int = 1
+    threads: int | None = None
     fit: bool = True
     ckpt_path: str | None = None
     resume: str | None = None

@@ -15,16 +15,19 @@ from mnist_pl.storage import as_word, short_path
 KNOWN = ("mnist_pl", "lightning", "torch", "torchmetrics")  # packages whose classes any run folder may name
 
 
-def check_consent(cfg: DictConfig) -> None:
-    """Raises ValueError where the settings of a run that is resumed name what is not known, and not named again."""
-    if cfg.resume is None:
+def check_consent(cfg: DictConfig, folder: str | None) -> None:
+    """Raises ValueError where the settings of a run that is resumed name what is not known, and not named again.
+
+    `folder` is that of the run; None, where none is resumed.
+    """
+    if folder is None:
         return
     words = " ".join(HydraConfig.get().overrides.task)
     for key, target in _foreign(OmegaConf.to_container(cfg)).items():
         if not re.search(rf"(?<![\w.]){re.escape(target)}(?![\w.])", words):
             raise ValueError(
-                f"resume={short_path(cfg.resume)}: its {key} is {target}, which is not of this project, and may be a "
-                f"stranger's code; if you know it, say so: {again(cfg, cfg.resume)}"
+                f"resume={short_path(folder)}: its {key} is {target}, which is not of this project, and may be a "
+                f"stranger's code; if you know it, say so: {again(cfg, folder)}"
             )
 
 

@@ -22,6 +22,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from mnist_pl.storage import one_line
 
 GROUPS = ("logger", "callbacks")  # which Lightning's Trainer takes as arguments
+LAUNCHERS = ("joblib",)  # of Hydra's, that have to be installed
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 SAID = "MNIST_PL_FULL_ERROR"  # what HYDRA_FULL_ERROR was before, for further processes of the run (DDP)
 WANTS_TRACEBACK = os.environ.get(SAID, os.environ.get("HYDRA_FULL_ERROR")) == "1"
@@ -102,6 +103,8 @@ def is_users(error: Exception) -> bool:
 def explain(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
+        if group == "hydra/launcher" and option in LAUNCHERS:
+            return f'{group}={option}: is an extra; pip install -e ".[{option}]"'
         return f"{group}={option}: there is no such option; there are {', '.join(error.options)}"
     cause = error.__cause__
     if isinstance(error, OverrideParseException):

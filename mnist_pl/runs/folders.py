@@ -14,7 +14,6 @@ from mnist_pl.storage import as_typed, printable
 
 RESUMED = "resumed"  # the name of the primary configuration with resume=
 OURS = ("resume", "ckpt_path")  # settings that resume= adds itself
-SWEEP = "multirun.yaml"  # in a sweep's folder: what Hydra composed it of
 RUNS = ("outputs", "multirun")  # where Hydra puts run folders, below the current one
 LIGHTNINGS = ("last", "best")  # words for the checkpoints of the newest run
 NEWEST = ("last.ckpt", "best.ckpt")  # a run that is killed as it writes its first ones has the best alone

@@ -16,21 +16,16 @@ from omegaconf import DictConfig
 
 from mnist_pl.signals import advise, end_on_signals, end_others, pass_on, share, tell, watch
 from mnist_pl.storage import short_path
+from mnist_pl.world import from_first, is_first
 
 if TYPE_CHECKING:
     from lightning import Trainer
 
+__all__ = ["ending_together", "from_first", "has_to_launch", "is_first", "launch", "strategy_here"]
+
 HOW = re.compile("_(fork|spawn|notebook)(?=_|$)")  # in a strategy's name: how Lightning starts processes
 LOST = re.compile("gloo|nccl|Connection (closed|reset)|process group", re.IGNORECASE)
 PATIENCE = 2.0  # seconds
-
-
-def is_first() -> bool:
-    return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0
-
-
-def from_first(text: str) -> str:
-    return text
 
 
 def strategy_here(strategy: Any) -> Any:

@@ -19,9 +19,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mnist_pl.runs.config import Train
-from mnist_pl.runs.folders import NEWEST, RESUMED, SWEEP, existing_checkpoint, find, newest_run, said
+from mnist_pl.runs.folders import NEWEST, RESUMED, existing_checkpoint, find, newest_run, said
+from mnist_pl.runs.plan import is_sweep, read
 from mnist_pl.runs.words import PRESETS, key_of, split
-from mnist_pl.storage import as_typed, as_word, quoted, read_value, remove_parts, write
+from mnist_pl.storage import as_typed, as_word, in_shell, quoted, read_value, remove_parts, write
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 LASTING = re.compile(r"\$\{(?!(hydra|label):)[\w.]+:")  # `${oc.env:LR}`, `${now:...}`: may be another value tomorrow
 FALSE = ("false", "no", "off", "0")
 CONTINUES = "hydra.callbacks.claim.resumes=true"  # the folder is to be that of an earlier process
+# Of the words of a sweep: classes, and Hydra's settings but for a few.
+MAY_BE_CODE = re.compile(
+    r"_target_|^\W*hydra[./](?!launcher=(basic|joblib|slurm)$|launcher\.n_jobs=|sweep\.subdir=|callbacks\.report\.epochs=)"
+)
 OF_A_SWEEP = ("hydra.mode", "hydra.sweep.dir", key_of(CONTINUES))  # overrides that resume= adds itself
 
 
@@ -41,7 +46,7 @@ def expand_resume(arguments: list[str], conf: Path) -> list[str]:
     folder of train.yaml and the groups.
 
     Raises:
-        ValueError: there is no such run, or it is a sweep and new settings are asked for.
+        ValueError: there is no such run, or it is a sweep and other settings are asked for.
     """
     flags, words = split(arguments)
     more = [word for word in words if key_of(word) != "resume"]
@@ -54,7 +59,7 @@ def expand_resume(arguments: list[str], conf: Path) -> list[str]:
     folder = newest_run() if runs[-1] == "last" else as_typed(runs[-1])
     if folder.suffix == ".ckpt":
         folder = folder.parent.parent
-    if (folder / SWEEP).exists():
+    if is_sweep(folder):
         return _expand_sweep(folder, flags, more)
     if {"-m", "--multirun"} & set(flags):
         raise ValueError(f"resume={runs[-1]}: continues one run; leave out -m")
@@ -94,21 +99,31 @@ def expand_resume(arguments: list[str], conf: Path) -> list[str]:
 
 
 def _expand_sweep(folder: Path, flags: list[str], more: list[str]) -> list[str]:
-    """The command that the sweep was started with, in the same folder; only Hydra's own settings may be others."""
-    new = [word for word in more if not key_of(word).startswith("hydra")]
-    if new:
-        raise ValueError(f"{new[0]}: a sweep is resumed with the settings that it was started with; leave it out")
-    hydra: Any = OmegaConf.to_container(OmegaConf.load(folder / SWEEP), resolve=False)
-    hydra = hydra["hydra"]
-    words = [*hydra["overrides"]["task"], *hydra["overrides"]["hydra"], *more]
-    words = list({key_of(word): word for word in words if key_of(word) not in OF_A_SWEEP}.values())
-    given = {flag.partition("=")[0] for flag in flags}
-    if "--config-name" not in given and hydra["job"]["config_name"] != "train":
-        flags = [*flags, f"--config-name={hydra['job']['config_name']}"]
-    for source in hydra["runtime"]["config_sources"]:
-        if "--config-dir" not in given and source["provider"] == "command-line":
-            flags = [*flags, f"--config-dir={source['path']}"]
+    """The command that the sweep was started with, in the same folder.
+
+    Words that could call a stranger's code are to be said again.
+    """
+    plan, name = read(folder), as_word("resume", folder)
+    earlier = [word for word in (*plan.task, *plan.hydra) if key_of(word) not in OF_A_SWEEP]
+    for word in more:
+        if word not in earlier and not word.startswith(("hydra.", "hydra/")) and "_target_" not in word:
+            raise ValueError(f"{name}: is a sweep, whose settings stay what they were; leave out {word}")
+    keys = [key_of(word) for word in more]
+    asked = [word for word in earlier if MAY_BE_CODE.search(word) and key_of(word) not in keys]
+    asked += [
+        f"--config-dir={path}"
+        for path in plan.config_dirs
+        if not any(flag.startswith("--config-dir") for flag in flags)
+    ]
+    if asked:
+        raise ValueError(
+            f"{name}: was started with {asked[0]}, which may call a stranger's code; if you know it, say it again: "
+            f"{name} {' '.join(map(in_shell, asked))}"
+        )
+    if plan.config_name != "train" and not any(flag.startswith("--config-name") for flag in flags):
+        flags = [*flags, f"--config-name={plan.config_name}"]
     flags = [flag for flag in flags if flag not in ("-m", "--multirun")]
+    words = list({key_of(word): word for word in [*earlier, *more]}.values())
     return [*flags, "--multirun", *words, f"hydra.sweep.dir={quoted(folder)}", CONTINUES]
 
 
@@ -192,6 +207,7 @@ def changes(cfg: DictConfig) -> list[str]:
         return []
     before = _leaves(OmegaConf.to_container(OmegaConf.load(Path(cfg.resume, ".hydra", "config.yaml"))))
     now = _leaves(_last(OmegaConf.to_container(cfg), OmegaConf.to_container(cfg, resolve=True)))
+    before.setdefault("threads", now["threads"])  # which earlier versions did not keep
     names = [name for name in {**before, **now} if name not in ("resume", "ckpt_path", "fit")]
     return [
         f"{name} {before.get(name, 'unset')} -> {now.get(name, 'unset')}"

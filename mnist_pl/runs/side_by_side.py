@@ -1,0 +1,70 @@
+"""Jobs of a sweep side by side (hydra/launcher=joblib): each in a process with its share of the cores, or its own GPU.
+
+joblib shares out the cores. Without this file (and the lines that name it in sweep.py and build.py), a sweep that was
+killed would leave jobs at work, and several GPUs would be one.
+"""
+
+import logging
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from mnist_pl.signals import end_on_signals, leave_telling_to_another
+from mnist_pl.storage import FolderLock
+
+SWEEPS = "MNIST_PL_SWEEPS"  # environment variable: the process that has started the jobs
+
+_gpu: FolderLock | None = None
+
+
+def _gpus() -> list[str]:
+    """NVIDIA's, as CUDA_VISIBLE_DEVICES calls them; PyTorch would take two seconds to count them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in named.split(",") if name.strip()]
+    return [str(number) for number, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
+
+
+def start(config: DictConfig) -> None:
+    """Before the jobs of a sweep: at a time, as many as there are GPUs, where there are several, else cores."""
+    os.environ[SWEEPS] = str(os.getpid())
+    launcher, gpus = config.hydra.launcher, _gpus()
+    if launcher._target_.startswith("hydra_plugins.hydra_joblib_launcher.") and launcher.n_jobs == -1 and len(gpus) > 1:
+        launcher.n_jobs = len(gpus)
+
+
+def is_worker() -> bool:
+    """Whether this process was started by that of the sweep."""
+    return os.environ.get(SWEEPS, "") == str(os.getppid())
+
+
+def set_up_worker(sweep: Path) -> None:
+    """Before a job in a process that may have had others: it ends with the sweep, and has a GPU to itself."""
+    global _gpu
+    end_on_signals()
+    leave_telling_to_another()
+    for handler in logging.root.handlers:  # what a job is stopped by, the sweep tells
+        if type(handler) is logging.StreamHandler:
+            handler.setLevel(logging.ERROR)
+    if not any(thread.name == SWEEPS for thread in threading.enumerate()):
+        threading.Thread(target=_end_with, args=(os.getppid(),), name=SWEEPS, daemon=True).start()
+    gpus = _gpus()
+    if _gpu is None and len(gpus) > 1:
+        for gpu in gpus:
+            try:
+                _gpu = FolderLock(sweep / f".gpu{gpu}")
+            except BlockingIOError:
+                continue
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before CUDA is asked for anything in this process
+            return
+
+
+def _end_with(parent: int) -> None:
+    """A sweep that was killed leaves no job at work, which would keep its folder from who resumes the sweep."""
+    while os.getppid() == parent:
+        time.sleep(0.3)
+    os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
