@@ -15,7 +15,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from lightning.pytorch.callbacks import Callback
+
 MUNGE = ("key-file", "socket", "pid-file", "log-file", "seed-file")
+
+
+class Slow(Callback):
+    """A training that lasts, for something to happen to it; how long is not among its settings."""
+
+    every_n_steps = None
+
+    def on_train_batch_end(self, *_: object, **__: object) -> None:
+        time.sleep(float(os.environ.get("SECONDS_A_ROUND", 0)))
+
+
 PROGRAMS = ("munged", "mungekey", "slurmctld", "slurmd", "sbatch")
 # A requeued job may start again at once (cred_expire); a job is ended to the second, and killed five later. `rush` jobs
 # preempt others after ten seconds of grace. `sched_interval`, `bf_interval`: a job does not wait for its turn.
@@ -71,6 +84,7 @@ class Cluster:
         self.folder = folder
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
         self.variables = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
+        self.programs: list[subprocess.Popen[str]] = []  # that use it, and end with it
 
     def start(self, name: str) -> None:
         words = {
@@ -89,7 +103,7 @@ class Cluster:
 
     def call(self, *words: str | Path, **more: str) -> str:
         """The output of one of SLURM's commands."""
-        ended = subprocess.run(words, env={**self.variables, **more}, capture_output=True, text=True, timeout=60)
+        ended = subprocess.run(words, env={**self.variables, **more}, capture_output=True, text=True, timeout=120)
         if ended.returncode:
             raise RuntimeError(f"{' '.join(map(str, words))}: {ended.stderr}")
         return ended.stdout.strip()
@@ -148,6 +162,9 @@ def cluster() -> Iterator[Cluster]:
         wait_for(is_idle, about=here.logs)
         yield here
     finally:
+        for program in here.programs:
+            program.kill()
+            program.communicate()
         with suppress(RuntimeError, subprocess.TimeoutExpired):
             here.call("scancel", "--full", "--signal=KILL", "--user=root")
             here.call("scancel", "--user=root")

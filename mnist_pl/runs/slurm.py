@@ -13,12 +13,10 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from functools import partial
-from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -31,10 +29,13 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from mnist_pl.runs import plan
 from mnist_pl.runs.errors import set_up_process
 from mnist_pl.runs.folders import RUNS
 from mnist_pl.runs.processes import is_first
-from mnist_pl.runs.sweep import FAILED
+from mnist_pl.runs.resume import result
+from mnist_pl.runs.side_by_side import SWEEPS
+from mnist_pl.runs.sweep import FAILED, job_line
 from mnist_pl.runs.words import key_of, split
 from mnist_pl.signals import advise, arrange, end_on_signals, leave_with
 from mnist_pl.storage import as_typed, as_word, one_line, quoted, read_value, short_path, write
@@ -44,8 +45,20 @@ log = logging.getLogger(__name__)
 NAME = "hydra_plugins.mnist_pl.Slurm"  # for conf/hydra/launcher/slurm.yaml; Hydra wants this beginning
 RECORD = ".slurm.json"  # in the folder of a run or a sweep: the SLURM job that it was begun in, and by which words
 WARNINGS = ("SIGUSR1", "SIGUSR2")  # sbatch --signal=USR1@60, and what submitit asks for
-ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED")
-ENDED += ("REVOKED", "TIMEOUT")  # states of a job that will not run again
+# States of a job that will not run again:
+ENDED = [
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "REVOKED",
+    "TIMEOUT",
+]
+LOST = JobReturn(status=JobStatus.COMPLETED, _return_value=math.nan)  # as Report has a failed job end
 ASK_EVERY = 5.0  # seconds; one question for all jobs
 STARTED = time.time()
 ROOT = Path(__file__).parents[2]  # jobs are to run this code, whatever else is installed
@@ -76,7 +89,11 @@ def _queue_again(number: int) -> str | None:
     job = job_here()
     facts = dict(word.partition("=")[::2] for word in _ask("scontrol", "--oneliner", "show", "job", str(job)).split())
     preempted = facts.get("PreemptTime", "None") not in ("None", "N/A")
-    if not is_first() or facts.get("JobState") != "RUNNING" or facts.get("BatchFlag") != "1":
+    if not is_first() or facts.get("BatchFlag") != "1":
+        return None
+    if int(facts.get("Restarts", 0)) > int(os.environ.get("SLURM_RESTART_COUNT", 0)):  # somebody has done so
+        return f"SLURM job {job} is queued again, to go on there"
+    if facts.get("JobState") != "RUNNING":
         return None
     if not preempted and signal.Signals(number).name not in WARNINGS:
         return None
@@ -136,31 +153,57 @@ def note(folder: str | os.PathLike[str], named: list[str]) -> None:
 
 
 class Slurm(Launcher):
-    """hydra-submitit-launcher's, except that a job that is lost is a failed job of the sweep: the others are waited for.
+    """hydra-submitit-launcher's, except that a job that is lost is a failed one: the sweep goes on, and has its report.
 
-    And that needs no accounting (`sacct`), which small clusters do not keep.
+    And that no accounting (`sacct`) is needed to see it, which small clusters do not keep.
     """
 
     def __init__(self, **settings: Any) -> None:
         self.settings = {name: _plain(value) for name, value in settings.items() if value is not None}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        if find_spec("hydra_plugins.hydra_submitit_launcher") is None:
-            raise ValueError("hydra/launcher=slurm: needs hydra-submitit-launcher; pip install -e '.[slurm]'")
+        try:
+            from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
+        except ImportError:
+            raise ValueError('hydra/launcher=slurm: is an extra; pip install -e ".[slurm]"') from None
         if shutil.which("sbatch") is None:
-            raise ValueError("hydra/launcher=slurm: there is no sbatch here; run this on a node of the cluster")
-        from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
-
+            raise ValueError("hydra/launcher=slurm: there is no sbatch here, which submits jobs on a cluster")
         self.config, self.loader = config, hydra_context.config_loader
         self.run = SlurmLauncher()
         self.run.setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """One array of SLURM jobs, in the order of `job_overrides`; returns when all have ended.
+        """The jobs that are not finished already, as one array of SLURM's; returns when all have ended.
 
         Raises:
             ValueError: submitit or sbatch refuses a setting.
         """
+        words = dict(enumerate(map(list, job_overrides), initial_job_idx))
+        folders = {number: self._folder(number, words[number]) for number in words}
+        results = {number: self._finished(folders[number]) for number in words}
+        left = [number for number in words if results[number] is None]
+        jobs = dict(zip(left, self._submit({number: words[number] for number in left}), strict=True)) if left else {}
+        ended: dict[str, str] = {}
+        asked = time.monotonic()
+        while left:
+            time.sleep(0.2)
+            lost: dict[int, str] = {}
+            for number in left:
+                if jobs[number].paths.result_pickle.exists():
+                    results[number], lost[number] = _result(jobs[number])
+            if time.monotonic() - asked > ASK_EVERY:
+                # What was so twice: a result may come late through a network's file system.
+                before, ended, asked = ended, _ended([jobs[number].job_id for number in left]), time.monotonic()
+                for number in left:
+                    state = ended.get(jobs[number].job_id) if jobs[number].job_id in before else None
+                    if state is not None and number not in lost:
+                        results[number], lost[number] = LOST, f"ended as {state}"
+            for number, how in lost.items():
+                left.remove(number)
+                self._tell(number, folders[number], jobs[number], how)
+        return [result for result in results.values() if result is not None]
+
+    def _submit(self, words: dict[int, list[str]]) -> list[Any]:
         from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
         from submitit import AutoExecutor
         from submitit.core.utils import FailedJobError
@@ -168,58 +211,50 @@ class Slurm(Launcher):
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         settings = dict(self.settings)
         common = BaseQueueConf.__dataclass_fields__  # the others are SLURM's alone
-        calls = [
-            (list(overrides), "hydra.sweep.dir", number, str(number), Singleton.get_state())
-            for number, overrides in enumerate(job_overrides, initial_job_idx)
-        ]
+        state = Singleton.get_state()
+        calls = [(words[number], "hydra.sweep.dir", number, str(number), state) for number in words]
         try:
             executor = AutoExecutor(settings.pop("submitit_folder"), cluster="slurm")
             executor.update_parameters(**{key if key in common else f"slurm_{key}": settings[key] for key in settings})
             with redirect_stderr(StringIO()):  # where submitit repeats what sbatch says
-                submitted = executor.map_array(partial(_work, self.run), *zip(*calls, strict=True))
+                jobs = executor.map_array(partial(_work, self.run), *zip(*calls, strict=True))
         except (AssertionError, NameError, FailedJobError) as error:
             raise ValueError(f"hydra.launcher: {one_line(error)}") from error
-        array = submitted[0].job_id.partition("_")[0]
-        log.info("%d jobs are SLURM's, as %s; `scancel %s` ends them", len(submitted), array, array)
+        array = jobs[0].job_id.partition("_")[0]
+        print(f"they are SLURM's, as job {array}, which `scancel {array}` ends", flush=True)
         advise(f"the jobs go on in SLURM, as {array}; {as_word('resume', self.config.hydra.sweep.dir)} gathers them")
-        jobs = dict(zip(range(initial_job_idx, initial_job_idx + len(submitted)), submitted, strict=True))
-        results: dict[int, JobReturn] = {}
-        ended: dict[str, str] = {}
-        asked = time.monotonic()
-        while len(results) < len(jobs):
-            time.sleep(0.2)
-            for number, job in list(jobs.items()):
-                if number not in results and job.paths.result_pickle.exists():
-                    results[number] = self._result(job, number, job_overrides[number - initial_job_idx])
-            if time.monotonic() - asked > ASK_EVERY:
-                # What was so twice, for a result may come late through a network's file system.
-                before, ended, asked = ended, _ended([job.job_id for job in submitted]), time.monotonic()
-                for number, job in jobs.items():
-                    if number not in results and job.job_id in before and job.job_id in ended:
-                        words = job_overrides[number - initial_job_idx]
-                        results[number] = self._lost(job, number, words, f"ended as {ended[job.job_id]}")
-        return [results[number] for number in jobs]
+        return jobs
 
-    def _result(self, job: Any, number: int, words: Sequence[str]) -> JobReturn:
-        from submitit.core.utils import UncompletedJobError
-
-        try:
-            return job.task(0).result()
-        except UncompletedJobError as error:
-            trace = re.split(r"\n-{22}\n", str(error))[1:2] or [str(error)]
-            return self._lost(job, number, words, f"failed: {trace[0].strip().splitlines()[-1]}")
-
-    def _lost(self, job: Any, number: int, words: Sequence[str], how: str) -> JobReturn:
-        """A failed job, told as the report of the sweep expects it."""
-        config = self.loader.load_sweep_config(self.config, list(words))
+    def _folder(self, number: int, words: list[str]) -> Path:
+        config = self.config
+        if OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"] != plan.SUBDIR:  # type: ignore[call-overload,index]
+            config = self.loader.load_sweep_config(config, words)
         with open_dict(config.hydra.job):
-            config.hydra.job.num, config.hydra.job.id = number, job.job_id
-        folder = Path(config.hydra.sweep.dir, str(config.hydra.sweep.subdir))
-        folder.mkdir(parents=True, exist_ok=True)
-        reason = f"SLURM job {job.job_id} {how}; its log is {short_path(job.task(0).paths.stderr)}"
-        print(f"error: job {number} failed: {reason}", file=sys.stderr)
-        Path(folder, FAILED).write_text(f"{' '.join(words)}: {reason}\n", encoding="utf-8")
-        return JobReturn(overrides=words, status=JobStatus.COMPLETED, _return_value=math.nan)
+            config.hydra.job.num = number
+        return Path(config.hydra.sweep.dir, str(config.hydra.sweep.subdir))
+
+    def _finished(self, folder: Path) -> JobReturn | None:
+        done = result(str(folder)) if self.config.hydra.callbacks.claim.resumes else None
+        return JobReturn(status=JobStatus.COMPLETED, _return_value=done["val/acc"]) if done else None
+
+    def _tell(self, number: int, folder: Path, job: Any, how: str) -> None:
+        sweep = Path(self.config.hydra.sweep.dir)
+        if how:
+            reason = f"SLURM job {job.job_id} {how}; its log is {short_path(job.task(0).paths.stderr)}"
+            write(sweep / f"{number}.{FAILED}", (reason + "\n").encode(errors="backslashreplace"))
+        if line := job_line(sweep, number, folder):
+            print(line, flush=True)
+
+
+def _result(job: Any) -> tuple[JobReturn, str]:
+    """What a job returned; and how it failed, where it did outside of what Hydra runs."""
+    from submitit.core.utils import UncompletedJobError
+
+    try:
+        return job.task(0).result(), ""
+    except UncompletedJobError as error:
+        trace = re.split(r"\n-{22}\n", str(error))[1:2] or [str(error)]
+        return LOST, f"failed: {trace[0].strip().splitlines()[-1]}"
 
 
 def _ended(jobs: list[str]) -> dict[str, str]:
@@ -229,7 +264,9 @@ def _ended(jobs: list[str]) -> dict[str, str]:
     if asked.returncode and "Invalid job id" not in asked.stderr:
         return {}  # SLURM's controller is not there just now
     states = dict(line.split() for line in asked.stdout.splitlines())
-    return {job: states.get(job, "one that SLURM has forgotten") for job in jobs if states.get(job, "CANCELLED") in ENDED}
+    return {
+        job: states.get(job, "one that SLURM has forgotten") for job in jobs if states.get(job, "CANCELLED") in ENDED
+    }
 
 
 def _work(run: Callable[..., JobReturn], *call: Any) -> JobReturn:
@@ -237,6 +274,7 @@ def _work(run: Callable[..., JobReturn], *call: Any) -> JobReturn:
     set_up_process()
     set_up_job()
     end_on_signals()  # submitit's handlers would end a training without a checkpoint
+    os.environ.pop(SWEEPS, None)  # that process is on another machine
     return run(*call)
 
 
