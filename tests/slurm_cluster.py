@@ -59,6 +59,7 @@ KillWait=5
 OverTimeLimit=0
 InactiveLimit=0
 JobRequeue=1
+EnforcePartLimits=ALL
 MaxArraySize=1001
 AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/filetxt
