@@ -22,8 +22,9 @@ from mnist_pl.runs.claim import holding, is_own
 from mnist_pl.runs.consent import again, check_consent, named
 from mnist_pl.runs.errors import one_line_errors, set_up_process
 from mnist_pl.runs.folders import label, said
-from mnist_pl.runs.processes import ending_together, has_to_launch, launch
+from mnist_pl.runs.processes import check_no_sweep, check_same_data, ending_together, has_to_launch, launch
 from mnist_pl.runs.resume import as_composed, changes, expand_resume, find_start, fit, remember, result
+from mnist_pl.runs.side_by_side import one_job
 from mnist_pl.runs.slurm import go_on, note, set_up_job
 from mnist_pl.runs.words import spell_out_none
 from mnist_pl.storage import as_word, short_path
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     folder = HydraConfig.get().runtime.output_dir
-    with one_line_errors(), holding(folder) as lock:
+    with one_job(), one_line_errors(), holding(folder) as lock:
         sweep = HydraConfig.get().sweep.dir if HydraConfig.get().mode == RunMode.MULTIRUN else None
         if sweep and is_own(lock):  # a job that was interrupted
             if done := result(folder):
@@ -60,6 +61,7 @@ def main(cfg: DictConfig) -> float | None:
         changed = changes(cfg)
         data.prepare_data()
         data.setup("fit")
+        check_same_data(data.dataset)
         if cfg.data.get("dataset") not in (None, data.dataset):  # the fallback
             cfg.data.dataset = data.dataset
         if trainer.is_global_zero:
@@ -121,5 +123,6 @@ if __name__ == "__main__":
     sys.path.append(os.getcwd())  # for parts of one's own
     with one_line_errors():
         conf = Path(__file__).with_name("conf")
+        check_no_sweep(sys.argv[1:])
         sys.argv[1:] = expand_resume(spell_out_none(go_on(sys.argv[1:]), conf), conf)
         main()

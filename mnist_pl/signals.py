@@ -14,6 +14,8 @@ from contextlib import suppress
 from os import _exit
 from typing import Any
 
+from mnist_pl.world import is_first, world
+
 # Ctrl-C, `kill`, and what SLURM (#SBATCH --signal) and submitit send before a time limit. Windows has the first two.
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 FIRST = "MNIST_PL_FIRST"  # the environment variable that tells further processes of a run which one started them
@@ -24,7 +26,9 @@ _advice = ""
 _told = False
 _watching = 0  # the process, of which a forked one is a copy
 _in_hand = False  # the training has taken note of a signal
+_ended_others = False
 _others: Callable[[int], Any] | None = None  # sends a signal to the processes that this one has started
+_workers: Callable[[int], Any] | None = None  # the same, and waits until they have ended
 _arrange: Callable[[int], str | None] | None = None  # sees to it that what a signal ends is continued
 _last_act: Callable[[], Any] | None = None
 
@@ -33,7 +37,7 @@ def end_on_signals() -> None:
     """From here on, each of STOPPING ends the program; the training takes them over, to write a checkpoint first."""
     for number in STOPPING:
         signal.signal(number, _end)
-    if "LOCAL_RANK" in os.environ:  # one of several processes
+    if "LOCAL_RANK" in os.environ or world() is not None:  # one of several processes
         watch()
 
 
@@ -54,7 +58,7 @@ def _watch(reader: socket.socket) -> None:
         if number in STOPPING:
             time.sleep(GRACE)
             if not _in_hand:
-                if os.environ.get("LOCAL_RANK", "0") == "0":
+                if is_first():
                     tell(number)
                 end_others()
                 _leave(128 + number)
@@ -106,6 +110,12 @@ def share(send: Callable[[int], Any]) -> None:
     watch()
 
 
+def wait_for(stop: Callable[[int], Any]) -> None:
+    """This process gives work to others: `stop` sends them a signal, and returns when they have ended."""
+    global _workers
+    _workers = stop
+
+
 def pass_on(send: Callable[[int], Any]) -> None:
     """This process only waits for others, and leaves it to them what to do about a signal."""
     for number in STOPPING:
@@ -114,8 +124,32 @@ def pass_on(send: Callable[[int], Any]) -> None:
 
 def end_others() -> None:
     """Those that this process has started, at once: they may wait for it where no other signal reaches them."""
+    global _ended_others
+    _ended_others = True
     if _others is not None:
         _others(getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows knows no other end than that
+
+
+def has_ended_others() -> bool:
+    return _ended_others
+
+
+def ignore_signals() -> None:
+    """This process is about to end by itself, and has something to say before."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_with_parent(then: Callable[[], Any]) -> None:
+    """`then` is called, in a thread, when the process that has started this one ends, however that comes about."""
+    parent = os.getppid()
+
+    def wait() -> None:
+        while os.getppid() == parent:
+            time.sleep(AT_ONCE)
+        then()
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def end_at_once_next_time() -> None:
@@ -155,10 +189,12 @@ def _end(number: int, frame: Any) -> None:
     global _in_hand
     end_at_once_next_time()
     _in_hand = False
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if is_first():
         tell(number)
     if os.environ.get(FIRST) == str(os.getppid()):
         os.kill(os.getppid(), number)
         time.sleep(GRACE)  # ended by the first process, which should not find it ended
+    if _workers is not None:
+        _workers(number)
     end_others()
     raise SystemExit(128 + number)

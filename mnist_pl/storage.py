@@ -82,7 +82,7 @@ class FolderLock:
 
     def __init__(self, folder: Path, whose: str = "") -> None:
         path = folder / LOCK
-        self.path, self.kept = path, False
+        self.path, self.kept, self.made = path, False, not folder.exists()
         with suppress(OSError):
             self.before: bytes | None = None
             self.before = path.read_bytes()
@@ -105,6 +105,9 @@ class FolderLock:
             with suppress(OSError):
                 self.path.unlink() if self.before is None else self.path.write_bytes(self.before)
         self._lock.release()
+        if self.made and not self.kept:
+            with suppress(OSError):  # it is not empty
+                self.path.parent.rmdir()
 
 
 def is_locked(folder: Path) -> bool:

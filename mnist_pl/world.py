@@ -2,12 +2,15 @@
 
 import os
 import re
+import socket
 import sys
 import time
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, NamedTuple
 
 PATIENCE = 55.0  # seconds, until the first process has spoken
+LINGER = 4.0  # seconds, for which a first process that has failed still serves the others
 
 _store: Any = None  # kept, because in the first process it may be the one that serves the others
 _spoken = 0
@@ -54,23 +57,42 @@ def from_first(text: str) -> str:
     Raises:
         SystemExit: the first process has ended, or has not spoken within a minute.
     """
-    global _store, _spoken
+    global _spoken
     here = world()
     if here is None or here.size == 1:
         return text
     _spoken += 1
-    key, deadline = f"mnist_pl/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{_spoken}", time.monotonic() + PATIENCE
+    key, deadline = _key(_spoken), time.monotonic() + PATIENCE
     try:
-        _store = _store or _connect(here)
+        store = _connect(here, deadline)
         if here.rank == 0:
-            _store.set(key, text)
+            store.set(key, text)
             return text
-        _store.wait([key], timedelta(seconds=max(1.0, deadline - time.monotonic())))
-        return _store.get(key).decode()
+        store.wait([key], timedelta(seconds=max(1.0, deadline - time.monotonic())))
+        return store.get(key).decode()
     except RuntimeError as error:  # those of torch.distributed
         reason = str(error).partition("\n")[0].partition(". Exception raised")[0]
         line = f"error: {here.starter} has started {here.size} processes, of which the first is not heard of: {reason}"
         sys.exit(line if here.rank in (0, 1) else 1)  # one for all of them
+
+
+def is_to_tell(line: str) -> bool:
+    """Whether this process says what others may have to say too: the first one to ask does."""
+    here = world()
+    if here is None or here.size == 1:
+        return True
+    try:
+        is_first_to_ask = _connect(here, time.monotonic() + LINGER).add(_key(line), 1) == 1
+    except RuntimeError:  # under srun it was the first process that has ended
+        return here.rank in (0, 1)
+    if here.rank == 0 and _serves(here):
+        time.sleep(LINGER)
+    return is_first_to_ask
+
+
+def _key(what: object) -> str:
+    """torchrun's store stays when it starts the processes again."""
+    return f"mnist_pl/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{what}"
 
 
 def meet() -> tuple[str, int]:
@@ -91,16 +113,35 @@ def meet() -> tuple[str, int]:
     return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
 
 
-def _connect(here: World) -> Any:
+def _connect(here: World, deadline: float) -> Any:
     """torchrun serves a store itself; under srun the first process does, which PyTorch's own later shares."""
+    global _store
+    if _store is not None:
+        return _store
     from torch.distributed import TCPStore
 
     address, port = meet()
-    return TCPStore(
+    serves = here.rank == 0 and _serves(here)
+    while not serves and not _answers(address, port):  # PyTorch itself would wait for longer than it is told to
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"nothing answers at {address}:{port}")
+        time.sleep(0.1)
+    _store = TCPStore(
         address,
         port,
-        is_master=here.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+        is_master=serves,
         timeout=timedelta(seconds=PATIENCE),
         wait_for_workers=False,
         multi_tenant=True,
     )
+    return _store
+
+
+def _serves(here: World) -> bool:
+    return here.starter == "srun" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+
+
+def _answers(address: str, port: int) -> bool:
+    with suppress(OSError), socket.create_connection((address, port), timeout=1):
+        return True
+    return False

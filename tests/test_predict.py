@@ -162,7 +162,7 @@ def test_a_run_folder_is_not_written_over(run: Run, trained: Path, tmp_path: Pat
     for words in (["optimizer=sgd", "trainer.max_epochs=9"], ["logger=csv"], ["trainer.max_epoch=9"]):
         assert run("train.py", "resume=outputs/run", *words).code == 1
     sweep = ["hydra.sweep.dir=outputs", "hydra.sweep.subdir=run", "seed=2"]
-    assert "outputs/0 failed" in run("train.py", "-m", "data=digits", "model=mlp", *sweep).err
+    assert "outputs/0 (seed=2) failed" in run("train.py", "-m", "data=digits", "model=mlp", *sweep).err
     assert {path: path.read_bytes() for path in folder.glob("**/*") if path.is_file()} == before
 
 

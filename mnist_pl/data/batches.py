@@ -39,8 +39,9 @@ class Batches:
     It has a DataLoader's `sampler`, and the `state_dict` of a loader that can be resumed within an epoch, but is none:
     that would cost another 15 µs a batch, 2 % of an epoch of a small network, and Lightning would ask for workers.
 
-    In training each of `world_size` processes takes an equal share, so up to `world_size - 1` images sit an epoch out
-    (a different few each time); in evaluation every image is seen by exactly one process.
+    Of several processes each takes every `world_size`-th image of the order: together they see each image once, and in
+    the same batches as one process with the joint batch size. All take as many batches. The last of these are of sizes
+    that differ by one at the most; where there are fewer images than processes left for it, they join the one before.
     """
 
     batch_sampler = None  # Lightning asks whoever has a `sampler`
@@ -58,8 +59,10 @@ class Batches:
         self.batch_size, self.augment, self.rank, self.world_size = batch_size, augment, rank, world_size
         count = len(self.labels)
         self.sampler: Any = SequentialSampler(self.labels) if seed is None else EpochSampler(count, seed)
-        self.share = count // world_size + (seed is None and rank < count % world_size)  # images of this process
+        self.share = count // world_size + (rank < count % world_size)  # images of this process
+        self.least = count // world_size or self.share  # of any process; in an evaluation, some may have none
         self.done = self.skip = 0  # of the share, in this epoch: handed out; handed out before a resume
+        self.weight = 1.0  # of the newest batch's mean in the mean over the processes, so that each image counts alike
 
     def to(self, device: torch.device) -> None:
         """Keeps the images there, so that no batch has to be moved."""
@@ -70,17 +73,26 @@ class Batches:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Lightning calls it when it resumes in the middle of an epoch."""
-        self.skip = state["done"] % self.share
+        self.skip = state["done"] if state["done"] < self.least else 0
+
+    @property
+    def seen(self) -> int:
+        """Images that all processes together have handed out in this epoch, as each of them knows it."""
+        return len(self.labels) if self.done >= self.least else self.done * self.world_size
 
     def __len__(self) -> int:
-        return -(-self.share // self.batch_size)
+        return -(-self.least // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         shuffled = isinstance(self.sampler, EpochSampler)
         order = self.sampler.order() if shuffled else torch.arange(len(self.labels))
-        order = order[self.rank :: self.world_size][: self.share].to(self.labels.device)
+        order = order[self.rank :: self.world_size].to(self.labels.device)
         self.done, self.skip = self.skip, 0
-        for chosen in order[self.done :].split(self.batch_size):
+        while self.done < self.least:
+            is_last = self.done + self.batch_size >= self.least
+            chosen = order[self.done :] if is_last else order[self.done : self.done + self.batch_size]
+            left = len(self.labels) - self.done * self.world_size  # of all processes
+            self.weight = len(chosen) * self.world_size / left if is_last else 1.0
             self.done += len(chosen)
             images = to_float(self.images[chosen])
             yield images if self.augment is None else self.augment(images), self.labels[chosen]

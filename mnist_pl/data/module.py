@@ -124,7 +124,10 @@ class MNISTDataModule(LightningDataModule):
     def train_dataloader(self) -> Batches:
         overfit = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         seed = None if overfit else self.hparams["seed"]
-        return Batches(self.splits["train"], self.hparams["batch_size"], seed, self.augment, *_rank_and_world_size())
+        rank, world_size = _rank_and_world_size()
+        if len(self.splits["train"][1]) < world_size:
+            raise ValueError(f"{len(self.splits['train'][1])} training images are too few for {world_size} processes")
+        return Batches(self.splits["train"], self.hparams["batch_size"], seed, self.augment, rank, world_size)
 
     def val_dataloader(self) -> Batches | list[Batches]:
         return self._evaluation("val") if len(self.splits["val"][1]) else []

@@ -60,7 +60,7 @@ class Record(Callback):
     def _count_images(self, trainer: Trainer) -> None:
         """None are counted of a loader that is not ours."""
         if isinstance(trainer.train_dataloader, Batches):
-            self.images_seen = self._images_before + trainer.train_dataloader.done * trainer.world_size
+            self.images_seen = self._images_before + trainer.train_dataloader.seen
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The untrained network, which Lightning keeps to itself."""

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mnist_pl.runs.check import check, check_size, construct, parameters, target_of, try_step
 from mnist_pl.runs.folders import RESUMED
-from mnist_pl.runs.processes import strategy_here
+from mnist_pl.runs.processes import check_processes, environment_here, strategy_here
 from mnist_pl.runs.side_by_side import is_worker
 from mnist_pl.storage import as_word
 
@@ -221,11 +220,11 @@ def _try_optimizer_and_scheduler(settings: Any) -> None:
 def _make_trainer(cfg: DictConfig, data: "MNISTDataModule", model: "DigitClassifier") -> "Trainer":
     import torch
     from lightning import Trainer
-    from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
     from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, ProgressBar
     from lightning.pytorch.loggers import Logger
 
     from mnist_pl.engine.checkpoints import Best, DurableIO
+    from mnist_pl.engine.joint import JointMean
     from mnist_pl.engine.strategy import FastSingleDevice
 
     defaults = {key: default for key, (_, default) in (parameters(Trainer) or {}).items()}
@@ -273,20 +272,22 @@ def _make_trainer(cfg: DictConfig, data: "MNISTDataModule", model: "DigitClassif
             if isinstance(callback, Best):
                 callback.monitor = None
     _check_monitors({"scheduler": cfg.scheduler, **callbacks}, model, settings["limit_val_batches"] != 0)
-    observers = {"callbacks": list(callbacks.values()), "logger": list(loggers.values()) or False}
+    observers: dict[str, Any] = {"callbacks": list(callbacks.values()), "logger": list(loggers.values()) or False}
+    observers["callbacks"].append(JointMean())
+    environment = environment_here()
 
     def make(settings: dict[str, Any]) -> Any:
         plugins = settings.get("plugins")
         plugins = [plugin for plugin in (plugins if isinstance(plugins, list) else [plugins]) if plugin is not None]
         plugins.append(DurableIO())
-        if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
-            plugins.append(SLURMEnvironment(auto_requeue=False))  # runs/slurm.py sees to that
+        if environment is not None and not any("environments" in str(plugin) for plugin in plugins):
+            plugins.append(environment)
         strategy = strategy_here(settings.get("strategy", "auto"))
         strategy = FastSingleDevice.where_it_fits(settings, strategy)
         return _instantiate(settings, recursive=True, **observers, plugins=plugins, strategy=strategy)
 
     trainer: Trainer = construct("trainer", settings, make, Trainer)
-    _check_processes(trainer)
+    check_processes(trainer)
     _show_profile(trainer)
     return trainer
 
@@ -314,23 +315,6 @@ def _check_monitors(watching: dict[str, Any], model: "DigitClassifier", validate
             )
         if are_all:
             raise ValueError(f"{path}.monitor={score}: there is no such score; there are {', '.join(scores)}")
-
-
-def _check_processes(trainer: "Trainer") -> None:
-    """Raises ValueError where the processes of other machines would be waited for in vain, or a sweep started again."""
-    from lightning.fabric.plugins.environments import LightningEnvironment
-
-    environment = getattr(trainer.strategy, "cluster_environment", None)
-    if trainer.num_nodes > 1 and isinstance(environment, LightningEnvironment) and "MASTER_ADDR" not in os.environ:
-        raise ValueError(
-            f"trainer.num_nodes={trainer.num_nodes}: neither SLURM nor torchrun has started this process, and "
-            "MASTER_ADDR does not say where the others are; say trainer.num_nodes=1"
-        )
-    if trainer.world_size > 1 and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        raise ValueError(
-            f"trainer.devices={trainer.num_devices}: in a sweep (-m) each process would start the sweep again; "
-            "use one device a job, or run the jobs one by one"
-        )
 
 
 def _show_profile(trainer: "Trainer") -> None:

@@ -52,7 +52,7 @@ class Claim(Callback):
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(folder)}")  # of which its jobs are composed
         if folder.absolute() in _claimed:
             _claimed[folder.absolute()].keep()
-        note(folder, [])
+        note(folder)
 
     def _claim(self, place: DictConfig) -> Path:
         """The folder, locked, unless it holds an existing run, which will be refused."""
@@ -74,8 +74,8 @@ class Claim(Callback):
                     sys.exit(f"error: resume={short_path(folder)}: {error}; wait until it has ended, or stop it")
             except FileExistsError:
                 pass
-            except OSError as error:
-                sys.exit(f"error: {short_path(folder)}: cannot be made ({error.strerror or error})")
+            except OSError:  # it cannot be made, as the run will tell
+                return folder
             _taken.append(short_path(folder))
         raise AssertionError("there is always a next number")
 

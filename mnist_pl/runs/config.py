@@ -7,6 +7,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 from mnist_pl.runs.folders import label
+from mnist_pl.runs.processes import nodes, processes
 
 
 @dataclass
@@ -47,3 +48,5 @@ ConfigStore.instance().store("predict_schema", Predict)
 
 
 OmegaConf.register_new_resolver("label", lambda *, _root_: label(_root_), replace=True)
+OmegaConf.register_new_resolver("processes", processes, replace=True)
+OmegaConf.register_new_resolver("nodes", nodes, replace=True)

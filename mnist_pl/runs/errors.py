@@ -19,10 +19,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from mnist_pl.signals import advice
 from mnist_pl.storage import one_line
+from mnist_pl.world import is_to_tell
 
 GROUPS = ("logger", "callbacks")  # which Lightning's Trainer takes as arguments
 LAUNCHERS = ("joblib",)  # of Hydra's, that have to be installed
+WORKER_LOST = "TerminatedWorkerError"  # joblib's
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 SAID = "MNIST_PL_FULL_ERROR"  # what HYDRA_FULL_ERROR was before, for further processes of the run (DDP)
 WANTS_TRACEBACK = os.environ.get(SAID, os.environ.get("HYDRA_FULL_ERROR")) == "1"
@@ -79,10 +82,11 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-        if WANTS_TRACEBACK or in_sweep or not is_users(error):
+        in_job = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+        if WANTS_TRACEBACK or in_job or not is_users(error):
             raise
-        sys.exit(f"error: {explain(error)}")
+        line = f"error: {explain(error)}"
+        sys.exit(line if is_to_tell(line) else 1)
 
 
 def _in_thread(failure: threading.ExceptHookArgs) -> None:
@@ -97,7 +101,8 @@ def is_users(error: Exception) -> bool:
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
         kinds = (*kinds, MisconfigurationException)
-    return isinstance(error, kinds) or str(error).startswith("Early stopping conditioned on metric")
+    known = str(error).startswith("Early stopping conditioned on metric") or type(error).__name__ == WORKER_LOST
+    return known or isinstance(error, kinds)
 
 
 def explain(error: Exception) -> str:
@@ -106,6 +111,8 @@ def explain(error: Exception) -> str:
         if group == "hydra/launcher" and option in LAUNCHERS:
             return f'{group}={option}: is an extra; pip install -e ".[{option}]"'
         return f"{group}={option}: there is no such option; there are {', '.join(error.options)}"
+    if type(error).__name__ == WORKER_LOST:
+        return f"a job's process was killed, perhaps because memory ran out; {advice('run the same command again')}"
     cause = error.__cause__
     if isinstance(error, OverrideParseException):
         reason = one_line(error.message.partition("See https")[0])

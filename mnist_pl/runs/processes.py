@@ -1,9 +1,15 @@
-"""The processes of one run, where it has several (DDP): each does all that train.py does, and they end together."""
+"""The processes of one run, where it has several (DDP): each does all that train.py does, and they end together.
+
+The first one alone writes and speaks, whoever has started them: Lightning, torchrun or srun.
+"""
 
 import logging
 import os
 import re
+import signal
+import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,25 +18,132 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log, setup_globals
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from mnist_pl.signals import advise, end_on_signals, end_others, pass_on, share, tell, watch
+from mnist_pl.runs.consent import again
+from mnist_pl.signals import (
+    FIRST,
+    advice,
+    advise,
+    end_on_signals,
+    end_others,
+    end_with_parent,
+    has_ended_others,
+    ignore_signals,
+    pass_on,
+    share,
+    tell,
+    watch,
+)
 from mnist_pl.storage import short_path
-from mnist_pl.world import from_first, is_first
+from mnist_pl.world import from_first, is_first, is_to_tell, meet, world
 
 if TYPE_CHECKING:
     from lightning import Trainer
 
-__all__ = ["ending_together", "from_first", "has_to_launch", "is_first", "launch", "strategy_here"]
-
 HOW = re.compile("_(fork|spawn|notebook)(?=_|$)")  # in a strategy's name: how Lightning starts processes
 LOST = re.compile("gloo|nccl|Connection (closed|reset)|process group", re.IGNORECASE)
 PATIENCE = 2.0  # seconds
+WITHOUT_GPU = 2  # processes
+
+_is_waited_for = False  # by the process that has started all of them and does nothing else
+
+
+def processes(accelerator: str) -> int:
+    """How many there are on each machine with trainer=ddp."""
+    here = world()
+    if here is not None:
+        return here.on_each_node or here.size
+    import torch
+
+    return (accelerator != "cpu" and torch.cuda.device_count()) or WITHOUT_GPU
+
+
+def nodes() -> int:
+    here = world()
+    return 1 if here is None else here.nodes
+
+
+def check_same_data(dataset: str) -> None:
+    """Raises ValueError where the fallback was taken here alone, or in the first process alone."""
+    first = from_first(dataset)
+    if first != dataset:
+        raise ValueError(f"data.dataset: is {dataset} on {socket.gethostname()}, but {first} in the first process")
+
+
+def check_no_sweep(arguments: list[str]) -> None:
+    """Raises ValueError where each of the processes that torchrun or srun has started would run a whole sweep."""
+    here = world()
+    if here is not None and here.size > 1 and {"-m", "--multirun"} & set(arguments):
+        raise ValueError(
+            f"-m: {here.starter} has started {here.size} processes, and each would run the sweep; start one"
+        )
+
+
+class Speaker(logging.StreamHandler):
+    """For the log in the terminal, which has what the first process says."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if is_first():
+            super().emit(record)
+
+
+class LogFile(logging.FileHandler):
+    """For the log in the run's folder; likewise. It is opened when there is something to write."""
+
+    def __init__(self, filename: str) -> None:
+        super().__init__(filename, delay=True)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if is_first():
+            super().emit(record)
 
 
 def strategy_here(strategy: Any) -> Any:
     """In a process that was started by another, plain DDP, which starts none."""
-    return HOW.sub("", strategy) if isinstance(strategy, str) and "LOCAL_RANK" in os.environ else strategy
+    is_started = "LOCAL_RANK" in os.environ or world() is not None
+    return HOW.sub("", strategy) if isinstance(strategy, str) and is_started else strategy
+
+
+def environment_here() -> Any:
+    """How Lightning shall tell who starts processes, where it would take part of SLURM for srun, or miss it."""
+    from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
+
+    here = world()
+    if here is not None and here.starter == "srun":
+        meet()
+        return SLURMEnvironment(auto_requeue=False)
+    return LightningEnvironment() if here is None and "SLURM_NTASKS" in os.environ else None
+
+
+def check_processes(trainer: "Trainer") -> None:
+    """Raises ValueError where processes would be waited for in vain, or not wait for each other, or a sweep recur."""
+    from lightning.fabric.plugins.environments import LightningEnvironment
+
+    here, said = world(), f"trainer.devices={trainer.num_devices}"
+    if here is not None and here.on_each_node is None:
+        raise ValueError(f"{here.starter} has started {here.size} processes, but not as many on each of the nodes")
+    if here is not None and (trainer.num_devices, trainer.num_nodes) != (here.on_each_node, here.nodes):
+        started = f"trainer.devices={here.on_each_node} trainer.num_nodes={here.nodes}"
+        raise ValueError(
+            f"{said}, trainer.num_nodes={trainer.num_nodes}: {here.starter} has started {here.size} processes; say "
+            f"{started if here.size == 1 else f'trainer=ddp, which takes them all, or {started}'}"
+        )
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if trainer.num_nodes > 1 and isinstance(environment, LightningEnvironment) and "MASTER_ADDR" not in os.environ:
+        raise ValueError(
+            f"trainer.num_nodes={trainer.num_nodes}: neither SLURM nor torchrun has started this process, and "
+            "MASTER_ADDR does not say where the others are; say trainer.num_nodes=1"
+        )
+    hydra = HydraConfig.get() if HydraConfig.initialized() else None
+    if trainer.world_size > 1 and hydra is not None and hydra.mode == RunMode.MULTIRUN:
+        if here is not None and here.starter == "srun" and "Slurm" in str(hydra.launcher._target_):
+            return  # whose tasks each do one job of the sweep together
+        raise ValueError(
+            f"{said}: in a sweep (-m) each process would start the sweep again; use one device a job, run the jobs one "
+            f"by one, or on SLURM say hydra/launcher=slurm hydra.launcher.tasks_per_node={trainer.num_devices}"
+        )
 
 
 def has_to_launch(cfg: DictConfig) -> bool:
@@ -45,20 +158,26 @@ def launch(trainer: "Trainer", main: Callable[[DictConfig], Any], cfg: DictConfi
 
     launcher: Any = trainer.strategy.launcher
     pass_on(launcher.kill)
+    advise(f"continue with {again(cfg, trainer.default_root_dir)}")
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # each one that it ends
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")  # about the ended
     try:
         return launcher.launch(partial(_work, main, cfg, HydraConfig.instance().cfg))
-    except ProcessExitedException as error:  # which has told why
-        code = error.exit_code if error.exit_code > 0 else 128 - error.exit_code
-        if code > 128 and launcher.procs[0].exitcode == 0:  # but not where the one that tells was done already
+    except ProcessExitedException as error:
+        if error.exit_code < 0:  # else it has told why
+            sys.exit(_lost())
+        if error.exit_code > 128 and launcher.procs[0].exitcode == 0:  # the one that tells was done already
             advise(f"the run is finished, in {short_path(trainer.default_root_dir)}")
-            tell(code - 128)
-        sys.exit(code)
+            tell(error.exit_code - 128)
+        sys.exit(error.exit_code)
 
 
 def _work(main: Callable[[DictConfig], Any], cfg: DictConfig, hydra: Any) -> Any:
+    global _is_waited_for
+    _is_waited_for = True
     end_on_signals()
     watch()
+    end_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
     if not HydraConfig.initialized():  # it was spawned, not forked
         setup_globals()
         HydraConfig.instance().cfg = hydra
@@ -72,16 +191,55 @@ def ending_together(trainer: "Trainer") -> Iterator[None]:
     if trainer.world_size == 1:
         yield
         return
-    if trainer.strategy.launcher is not None and "LOCAL_RANK" not in os.environ:  # else it was started by another
-        share(trainer.strategy.launcher.kill)
+    launcher: Any = trainer.strategy.launcher
+    if os.environ.get(FIRST) == str(os.getppid()):  # Lightning has started this one
+        end_with_parent(_end_at_once)
+    elif launcher is not None and "LOCAL_RANK" not in os.environ and world() is None:  # and will start others here
+        share(launcher.kill)
+        threading.Thread(target=_look_after, args=(launcher, trainer.num_devices - 1), daemon=True).start()
     try:
         yield
     except Exception as error:
-        end_on_signals()  # instead of what the training did about them
         lost = isinstance(error, RuntimeError) and LOST.search(str(error)) is not None
+        # Instead of what the training did about them; who has started this one may have noticed the loss too.
+        (ignore_signals if lost else end_on_signals)()
         # The one that knows most tells, and ends the others.
         time.sleep(PATIENCE * (lost + (not trainer.is_global_zero)))
         end_others()
         if lost:
-            sys.exit("error: another process of this run has failed")
+            line = _lost()
+            sys.exit(line if _tells_loss(line) else 1)
         raise
+
+
+def _lost() -> str:
+    return f"error: another process of this run has ended; {advice('run the same command again')}"
+
+
+def _tells_loss(line: str) -> bool:
+    """Of those that Lightning has started the first that is left; but not where yet another process waits for all."""
+    if world() is not None:
+        return is_to_tell(line)
+    return not _is_waited_for and os.environ.get("LOCAL_RANK", "0") in ("0", "1")
+
+
+def _end_at_once() -> None:
+    """Without the first process; NCCL would wait for it."""
+    line = _lost()
+    if _tells_loss(line):
+        os.write(2, f"{line}\n".encode(errors="backslashreplace"))
+    end_others()
+    os._exit(1)
+
+
+def _look_after(launcher: Any, number: int) -> None:
+    """Ends the run with the first of the further processes that is killed, before Lightning ends it without a word."""
+    while len(launcher.procs) < number:
+        time.sleep(0.1)
+
+    def wait(process: Any) -> None:
+        if process.wait() < 0 and not has_ended_others():
+            _end_at_once()
+
+    for process in launcher.procs:
+        threading.Thread(target=wait, args=(process,), daemon=True).start()

@@ -5,15 +5,18 @@ killed would leave jobs at work, and several GPUs would be one.
 """
 
 import logging
+import multiprocessing
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from mnist_pl.signals import end_on_signals, leave_telling_to_another
+from mnist_pl.signals import GRACE, end_on_signals, leave_telling_to_another, wait_for
 from mnist_pl.storage import FolderLock
 
 SWEEPS = "MNIST_PL_SWEEPS"  # environment variable: the process that has started the jobs
@@ -33,8 +36,24 @@ def start(config: DictConfig) -> None:
     """Before the jobs of a sweep: at a time, as many as there are GPUs, where there are several, else cores."""
     os.environ[SWEEPS] = str(os.getpid())
     launcher, gpus = config.hydra.launcher, _gpus()
-    if launcher._target_.startswith("hydra_plugins.hydra_joblib_launcher.") and launcher.n_jobs == -1 and len(gpus) > 1:
+    if not launcher._target_.startswith("hydra_plugins.hydra_joblib_launcher."):
+        return
+    if launcher.n_jobs == -1 and len(gpus) > 1:
         launcher.n_jobs = len(gpus)
+    trackers = ("multiprocessing.resource_tracker", "joblib.externals.loky.backend.resource_tracker")
+    # Processes of their own, which tidy up after a sweep that was stopped, and should not say so.
+    os.environ["PYTHONWARNINGS"] = ",".join(f"ignore::UserWarning:{name}" for name in trackers)
+    wait_for(_stop_workers)
+
+
+def _stop_workers(number: int) -> None:
+    """Each writes its checkpoint first."""
+    workers, deadline = multiprocessing.active_children(), time.monotonic() + GRACE
+    for worker in workers:
+        with suppress(OSError):
+            os.kill(worker.pid or 0, number)
+    for worker in workers:
+        worker.join(max(0.0, deadline - time.monotonic()))
 
 
 def is_worker() -> bool:
@@ -61,6 +80,18 @@ def set_up_worker(sweep: Path) -> None:
                 continue
             os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before CUDA is asked for anything in this process
             return
+
+
+@contextmanager
+def one_job() -> Iterator[None]:
+    """A job that a signal has stopped takes its process with it, to which joblib would give the next job."""
+    try:
+        yield
+    except SystemExit as stopped:
+        if is_worker() and isinstance(stopped.code, int):
+            logging.shutdown()
+            os._exit(stopped.code)
+        raise
 
 
 def _end_with(parent: int) -> None:

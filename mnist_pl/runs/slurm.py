@@ -33,7 +33,7 @@ from mnist_pl.runs import plan
 from mnist_pl.runs.errors import set_up_process
 from mnist_pl.runs.folders import RUNS
 from mnist_pl.runs.processes import is_first
-from mnist_pl.runs.resume import result
+from mnist_pl.runs.resume import MAY_BE_CODE, result
 from mnist_pl.runs.side_by_side import SWEEPS
 from mnist_pl.runs.sweep import FAILED, job_line
 from mnist_pl.runs.words import key_of, split
@@ -144,9 +144,13 @@ def go_on(arguments: list[str]) -> list[str]:
     return arguments
 
 
-def note(folder: str | os.PathLike[str], named: list[str]) -> None:
-    """Writes into the folder of a run or a sweep how it is resumed, if this SLURM job should be queued again."""
+def note(folder: str | os.PathLike[str], named: list[str] | None = None) -> None:
+    """Writes into the folder of a run or a sweep how it is resumed, if this SLURM job should be queued again.
+
+    `named` are the words for the parts of one's own.
+    """
     if job_here() is not None and _typed is not None:
+        named = [word for word in split(_typed)[1] if MAY_BE_CODE.search(word)] if named is None else named
         again = [f"resume={quoted(Path(folder).absolute())}", *named]
         record = {"job": job_here(), "words": _typed, "again": again}
         write(Path(folder, RECORD), (json.dumps(record, indent=2) + "\n").encode())

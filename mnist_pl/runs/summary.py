@@ -43,10 +43,11 @@ def describe(trainer: Trainer, model: DigitClassifier, data: MNISTDataModule, ch
 
 def header(trainer: Trainer, data: MNISTDataModule, facts: dict[str, Any]) -> str:
     train, val, test = (f"{len(data.splits[name][1]):,}" for name in ("train", "val", "test"))
+    batches = f"{trainer.world_size} x " * (trainer.world_size > 1) + str(facts["batch_size"])
     lines = {
         "data": f"{facts['data']}: {train} training, {val} validation, {test} test images",
         "model": f"{facts['model']}, {facts['parameters']:,} parameters",
-        "with": f"{facts['optimizer']}, lr {facts['lr']:g}, batches of {facts['batch_size']}, seed {facts['seed']}",
+        "with": f"{facts['optimizer']}, lr {facts['lr']:g}, batches of {batches}, seed {facts['seed']}",
         "on": _device(trainer),
         "in": printable(short_path(trainer.default_root_dir) + "".join(f" ({name} is taken)" for name in taken()[:1])),
     }
@@ -67,6 +68,7 @@ def results(
     return {
         **facts,
         "device": _device(trainer),
+        "processes": trainer.world_size,
         **{name: _figure(scores.get(name)) for name in figures},
         "worst_digit": None if worst is None else int(worst.removeprefix(DIGIT)),
         "worst_digit_acc": None if worst is None else _figure(each[worst]),
@@ -152,9 +154,10 @@ def table(summary: dict[str, Any], trainer: Trainer) -> str:
 
 def _device(trainer: Trainer) -> str:
     device = trainer.strategy.root_device
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    if trainer.world_size > 1:
+        return f"{name}, {trainer.world_size} processes"
+    return f"{name}, {torch.get_num_threads()} threads" if device.type == "cpu" else name
 
 
 def _git_commit() -> str | None:

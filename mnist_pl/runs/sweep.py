@@ -37,7 +37,7 @@ class Job(NamedTuple):
     """A run of a sweep, or one found in a folder of runs."""
 
     choice: dict[str, str]  # what its command line overrides
-    folder: Path | None
+    folder: Path
     state: str  # done, failed, running, stopped or waiting
     facts: dict[str, Any]  # of its summary.json; or the `error`
 
@@ -131,7 +131,9 @@ def _error_of(job: JobReturn) -> Exception:
 
 
 def _ended(folder: Path) -> list[Path]:
-    return [*folder.glob("**/summary.json"), *folder.glob(f"*.{FAILED}")]
+    """The file that each job which has ended has left."""
+    files = [(run / "summary.json", note) for _, run, note in _places(folder)]
+    return [file for pair in files for file in [next((file for file in pair if file.exists()), None)] if file]
 
 
 def job_line(folder: Path, number: int, run: Path) -> str | None:
@@ -139,7 +141,7 @@ def job_line(folder: Path, number: int, run: Path) -> str | None:
     began, ended = (folder / plan.COMPOSED).stat().st_mtime, _ended(folder)
     choices = [_choice(words) for words in plan.read(folder).jobs]
     job = _job(choices[number] if choices else _overrides(run), run, folder / f"{number}.{FAILED}")
-    if job.state == "done" and (run / "summary.json").stat().st_mtime < began:
+    if job.state == "done" and (job.folder / "summary.json").stat().st_mtime < began:
         return None
     keys = [*varied(choices), "seed"]
     width = min(60, max((len(_words(choice, keys)) for choice in choices), default=0))
@@ -175,24 +177,31 @@ def _choice(words: Sequence[str]) -> dict[str, str]:
 def jobs(folder: Path) -> list[Job]:
     """The jobs of a sweep, in its order; of any other folder, those of the sweeps below it, and the finished runs."""
     if plan.is_sweep(folder):
-        return list(_jobs_of_sweep(folder))
+        return _jobs_of_sweep(folder)
     sweeps = sorted({path.parent for name in (plan.PLAN, plan.COMPOSED) for path in folder.glob(f"**/{name}")})
     runs = sorted(folder.glob("**/summary.json"), key=lambda path: path.stat().st_mtime)
     alone = [path.parent for path in runs if not any(path.is_relative_to(sweep) for sweep in sweeps)]
-    return [job for sweep in sweeps for job in _jobs_of_sweep(sweep)] + [_job(_overrides(run), run) for run in alone]
+    return [job for sweep in sweeps for job in _jobs_of_sweep(sweep)] + [
+        _job(_overrides(run), run, run / FAILED) for run in alone
+    ]
 
 
-def _jobs_of_sweep(sweep: Path) -> Iterator[Job]:
+def _jobs_of_sweep(sweep: Path) -> list[Job]:
+    return [_job(choice, run, note) for choice, run, note in _places(sweep)]
+
+
+def _places(sweep: Path) -> Iterator[tuple[dict[str, str], Path, Path]]:
+    """Of each job: what its command line overrides, its folder, and where it is told that it has failed."""
     planned = plan.read(sweep)
-    elsewhere = not planned.jobs or planned.subdir != plan.SUBDIR
-    runs = [path.parent.parent for path in sweep.glob("**/.hydra/overrides.yaml")] if elsewhere else []
-    known = {tuple(sorted(_overrides(run).items())): run for run in runs}
+    runs: dict[tuple[tuple[str, str], ...], Path] = {}
+    if not planned.jobs or planned.subdir != plan.SUBDIR:
+        begun = sorted(path.parent.parent for path in sweep.glob("**/.hydra/overrides.yaml"))
+        runs = {tuple(sorted(_overrides(run).items())): run for run in begun}
     for number, words in enumerate(planned.jobs):
-        choice = _choice(words)
-        run = known.get(tuple(sorted(choice.items()))) if elsewhere else sweep / str(number)
-        yield _job(choice, run, sweep / f"{number}.{FAILED}")
-    for run in runs if not planned.jobs else []:
-        yield _job(_overrides(run), run)
+        choice, note = _choice(words), sweep / f"{number}.{FAILED}"
+        yield choice, runs.get(tuple(sorted(choice.items())), sweep / str(number)), note
+    if not planned.jobs:
+        yield from ((_overrides(run), run, run / FAILED) for run in runs.values())
 
 
 def _overrides(run: Path) -> dict[str, str]:
@@ -201,14 +210,15 @@ def _overrides(run: Path) -> dict[str, str]:
     return _choice(overrides)
 
 
-def _job(choice: dict[str, str], run: Path | None, note: Path | None = None) -> Job:
-    if run is not None and (run / "summary.json").exists():
-        return Job(choice, run, "done", json.loads((run / "summary.json").read_text(encoding="utf-8")))
-    if note is not None and note.exists():
+def _job(choice: dict[str, str], run: Path, note: Path) -> Job:
+    if (run / "summary.json").exists():  # it may have been resumed with other settings
+        facts = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        return Job(_overrides(run) or choice, run, "done", facts)
+    if note.exists():
         return Job(choice, run, "failed", {"error": note.read_text(encoding="utf-8").strip()})
-    if run is not None and is_locked(run):
+    if is_locked(run):
         return Job(choice, run, "running", {})
-    begun = run is not None and ((run / ".hydra").exists() or existing_checkpoint(run) is not None)
+    begun = (run / ".hydra").exists() or existing_checkpoint(run) is not None
     return Job(choice, run, "stopped" if begun else "waiting", {})
 
 
@@ -304,7 +314,7 @@ def report(folder: Path, found: Sequence[Job]) -> list[str]:
         best = max(done[0].jobs, key=lambda job: job.facts.get("val/acc") or -math.inf)
         words = " ".join(f"{key}={value}" for key, value in done[0].choice.items())
         after.append(f"best      by validation accuracy: {words or 'all alike'}")
-        after.append(f"predict   python predict.py {as_word('ckpt_path', best.folder or folder)}")
+        after.append(f"predict   python predict.py {as_word('ckpt_path', best.folder)}")
     elif done:
         after.append("best      none is named: there are no validation images to choose by, only the test images")
     if plan.is_sweep(folder):
@@ -332,5 +342,5 @@ def draw(folder: Path, rows: Sequence[Row], keys: Sequence[str], by: str) -> Non
 def failures(found: Sequence[Job]) -> list[str]:
     """A line for each job that failed: the name of its folder, what was its own, and the reason."""
     keys = [*varied([job.choice for job in found]), "seed"]
-    named = [(job.folder.name if job.folder else "a job", job) for job in found if job.state == "failed"]
+    named = [(job.folder.name, job) for job in found if job.state == "failed"]
     return [f"{name} ({_words(job.choice, keys)}) failed: {job.facts['error']}" for name, job in named]
