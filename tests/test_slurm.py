@@ -107,7 +107,7 @@ def test_a_sweep_survives_whatever_happens_on_a_cluster(cluster: Cluster, tmp_pa
     assert len(lost) == 2 and lost[0].startswith("error: sweep/2 (") and lost[1].startswith("error: sweep/4 ("), err
     assert f"SLURM job {array}_2 ended as FAILED; its log is sweep/.submitit/" in lost[0], lost
     assert f"SLURM job {array}_4 ended as CANCELLED; its log is sweep/.submitit/" in lost[1], lost
-    again = train(cluster, tmp_path, "resume=sweep")
+    again = train(cluster, tmp_path, "resume=sweep", WORDS[-1])  # its class of one's own
     out, err = again.communicate(timeout=200)
     assert again.returncode == 0 and not err and table(out) == whole, err
     for number, run in enumerate(runs):
@@ -117,28 +117,34 @@ def test_a_sweep_survives_whatever_happens_on_a_cluster(cluster: Cluster, tmp_pa
 
 @pytest.mark.long
 @pytest.mark.promise("a stopped run is resumed to the same bits", "on SLURM: a script that outlives its time limit")
-@pytest.mark.parametrize("how", ["limit", "warning", "sweep"])
+@pytest.mark.parametrize("how", ["limit", "warning", "sweep", "processes"])
 def test_a_script_outlives_its_time_limit(cluster: Cluster, tmp_path: Path, how: str) -> None:
-    """That of a minute, of which SLURM warns it; or warned by hand, twice; a run, or a sweep within one job."""
+    """That of a minute, of which SLURM warns it; or it is warned by hand, twice."""
+    more = {"sweep": ["-m", "seed=1,2"], "processes": ["trainer=ddp", "trainer.accelerator=cpu"]}.get(how, [])
+    words = [*WORDS, "trainer.max_epochs=10", *more]
     whole = tmp_path.with_name(f"{tmp_path.name}-whole")
-    words = [*WORDS, "trainer.max_epochs=10", *(["-m", "seed=1,2"] if how == "sweep" else ["seed=1"])]
     local = train(cluster, tmp_path, *words, f"hydra.run.dir={whole}", f"hydra.sweep.dir={whole}", **ALONE)
     out, err = local.communicate(timeout=120)
     assert local.returncode == 0, err
     command = " ".join([*TRAIN, *(f"'{word}'" for word in words)])
     options = ["--requeue", "--cpus-per-task=1"]
     if how == "limit":
-        options += ["--time=1", "--signal=USR1@5"]  # which comes up to 30 seconds earlier
+        options += ["--time=1", "--signal=USR1@5"]  # which comes up to half a minute earlier
         job = submit(cluster, tmp_path, f"srun {command}", *options, SECONDS_A_ROUND="1.5")
     else:
-        job = submit(cluster, tmp_path, f"exec {command}", *options, SECONDS_A_ROUND="0.4")
+        srun = "exec"
+        if how == "processes":
+            options += ["--ntasks-per-node=2"]
+            srun = "srun"
+        job = submit(cluster, tmp_path, f"{srun} {command}", *options, SECONDS_A_ROUND="0.4")
         for life in range(2):
             goes_on(tmp_path)
-            cluster.call("scancel", "--batch", "--signal=USR1", job)
+            cluster.call("scancel", "--signal=USR1", *([f"{job}.0"] if srun == "srun" else ["--batch", job]))
             wait_for(lambda life=life: said(tmp_path).count("stopped by SIGUSR1") > life, 20)
     wait_for(lambda: cluster.state(job) in slurm.ENDED, 300)
     assert cluster.state(job) == "COMPLETED", said(tmp_path)
-    assert said(tmp_path).count(f"SLURM job {job} is queued again, to go on there") >= (1 if how == "limit" else 2)
+    times = said(tmp_path).count(f"SLURM job {job} is queued again, to go on there\n")
+    assert times >= 1 if how == "limit" else times == 2, said(tmp_path)
     (ours,) = {path.parent for path in tmp_path.glob(f"[om]*/*/*/{slurm.RECORD}")}
     if how == "sweep":
         assert table(said(tmp_path)) == table(out)
