@@ -1,5 +1,6 @@
 """Every command of the README and of RESULTS.md is run, as written or with words added that only make it shorter."""
 
+import json
 import re
 import shlex
 import shutil
@@ -7,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.request
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from PIL import Image, ImageDraw
 
 from mnist_pl.data import MNISTDataModule
 from mnist_pl.figures import plots
+from mnist_pl.runs.plan import PLAN, SUBDIR
 
 TEXT = (ROOT / "README.md").read_text()
 COMMANDS = [
@@ -27,6 +30,7 @@ COMMANDS = [
 RECIPES = TEXT.partition("The recipes below")[2].split("\n**")[1:]
 SHORT = ["callbacks=minimal", "logger=csv", "trainer.limit_train_batches=5", "trainer.max_epochs=1"]
 SHORT += ["trainer.limit_val_batches=2", "trainer.limit_test_batches=2"]
+TRIED = ["data=digits", "trainer.limit_train_batches=5", "trials=1"]
 
 
 def shorten(words: list[str]) -> list[str]:
@@ -39,8 +43,11 @@ def shorten(words: list[str]) -> list[str]:
 def folder(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Path:
     """Where a reader is after the first command: one finished run, and pictures of their own."""
     folder = tmp_path_factory.mktemp("reader")
-    for place in ("outputs/DATE/TIME", "multirun/presets/earlier"):
+    for place in ("outputs/DATE/TIME", "multirun/presets/earlier", "multirun/DATE/TIME/0"):
         shutil.copytree(trained, folder / place)
+    words = ["data=digits", "seed=1"]
+    jobs = {"task": words, "hydra": [], "config_name": "train", "config_dirs": [], "subdir": SUBDIR, "jobs": [words]}
+    (folder / "multirun/DATE/TIME" / PLAN).write_text(json.dumps(jobs))
     (folder / "my_digits").mkdir()
     page = Image.new("L", (200, 200), 255)
     ImageDraw.Draw(page).line([(60, 40), (140, 40), (90, 160)], fill=0, width=14)
@@ -59,9 +66,13 @@ def test_a_command_runs(command: str, folder: Path) -> None:
             pytest.importorskip(name)
     if words[0] == "mnist_pl/benchmark.py":  # a quarter of an hour; tests/test_benchmark.py measures something
         words += ["--only", "nothing"]
+    if words[0] == "mnist_pl/tune.py":
+        words += TRIED if "study=" not in command else []
+    if "studies/mine" in command and not (folder / "studies/mine").exists():
+        assert execute(folder, "mnist_pl/tune.py", "study=studies/mine", *TRIED).code == 0
     if words[0] == "train.py" and " resume=" not in command:
         words = [*words, *SHORT[:2]] if "ckpt_path" in command else shorten(words)  # whose epochs stay as long
-        if re.search("experiment|presets|ckpt_path", command):  # presets do without a fallback
+        if re.search("experiment=[^b]|presets|ckpt_path", command):  # presets do without a fallback
             words.append("data=digits")
         if "presets" in command:
             words.append("seed=1")
@@ -119,11 +130,13 @@ def test_tensorboard_shows_the_runs(folder: Path) -> None:
 
 
 def test_no_command_is_left_out() -> None:
-    known = ("python ", "make ", "tensorboard ", 'pip install -e ".[mlflow]"')
+    known = ("python ", "make ", "tensorboard ", 'pip install -e ".[')
     assert [command for command in COMMANDS if not command.startswith(known)] == []
 
 
 def test_what_there_is_to_install_is_there() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(re.findall(r"pip install -e \"\.\[(\w+)\]\"", TEXT)) <= extras.keys()
     (requirements,) = re.findall(r"pip install --constraint (\S+) --editable \.`", TEXT)
     assert (ROOT / requirements).exists()
 

@@ -23,8 +23,8 @@ LENGTHS = ("total_steps", "_schedule_phases", "T_max", "total_iters")  # what a 
 class ExactResume(Callback):
     """Keeps in a checkpoint what the rest of an epoch depends on beside the weights; puts it back before training.
 
-    The position in the epoch, the random numbers' state (the same in every process), and each process's training scores
-    so far. What is set for this run wins over the checkpoint's: optimiser settings, and the length of a schedule.
+    The position in the epoch, and of each process the random numbers' state and the training scores so far. What is
+    set for this run wins over the checkpoint's: optimiser settings, and the length of a schedule.
     """
 
     every_n_steps = None
@@ -38,11 +38,9 @@ class ExactResume(Callback):
         place = loader.state_dict() if isinstance(loader, Batches) else None
         if place is not None and trainer.is_last_batch:  # perhaps before the loader's end, by limit_train_batches
             place = {"done": 0}
-        checkpoint["training"] = {
+        own: dict[str, Any] = {
             "random": torch.get_rng_state(),
             "random_device": {pl_module.device.type: _get_device_state(pl_module.device)},
-            "loader": place,
-            "plateau": [_due_score(trainer, config) for config in trainer.lr_scheduler_configs],
         }
         if isinstance(pl_module, DigitClassifier):
             scores = pl_module.train_scores
@@ -51,11 +49,12 @@ class ExactResume(Callback):
                 name: {key: value.cpu() for key, value in metric.metric_state.items()}
                 for name, metric in _named(scores).items()
             }
-            of_each = [{"unscored": unscored, "scores": counted}]
-            if trainer.world_size > 1:
-                of_each *= trainer.world_size
-                torch.distributed.all_gather_object(of_each, of_each[0])
-            checkpoint["training"] |= of_each[0] | {"other_processes": of_each[1:]}
+            own |= {"unscored": unscored, "scores": counted}
+        of_each = [own] * trainer.world_size
+        if trainer.world_size > 1:
+            torch.distributed.all_gather_object(of_each, own)
+        plateau = [_due_score(trainer, config) for config in trainer.lr_scheduler_configs]
+        checkpoint["training"] = {**of_each[0], "loader": place, "plateau": plateau, "other_processes": of_each[1:]}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Called before Lightning restores its loops, the optimiser and the schedules from the same dictionary."""
@@ -96,17 +95,20 @@ class ExactResume(Callback):
         self.lengths = []
 
     def _restore(self, trainer: Trainer, pl_module: LightningModule, state: dict[str, Any]) -> None:
-        torch.set_rng_state(state["random"])
-        kept = state.get("random_device")  # by the kind of device, which may be another now; version 0.2 kept one
+        of_each = [state, *state.get("other_processes", [])]
+        as_many = len(of_each) == trainer.world_size
+        # Those of another process are others once the shares of an epoch's images differ; version 0.2 had one for all.
+        random = of_each[trainer.global_rank] if as_many and "random" in of_each[-1] else state
+        torch.set_rng_state(random["random"])
+        kept = random.get("random_device")  # by the kind of device, which may be another now; version 0.2 kept one
         _set_device_state(pl_module.device, kept.get(pl_module.device.type) if isinstance(kept, dict) else kept)
         loader: Any = trainer.train_dataloader
         if state["loader"] is not None and isinstance(loader, Batches):
             loader.load_state_dict(state["loader"])  # Lightning's own call comes too early where a schedule is used
         if isinstance(pl_module, DigitClassifier) and "scores" in state:
             scores = pl_module.train_scores
-            of_each = [state, *state.get("other_processes", [])]
             # Of as many processes each takes its own; of more or fewer, the first takes all.
-            if len(of_each) == trainer.world_size:
+            if as_many:
                 of_each = of_each[trainer.global_rank :][:1]
             for part in of_each if trainer.is_global_zero or len(of_each) == 1 else []:
                 scores.pending += [

@@ -1,11 +1,11 @@
-"""The scores of a sweep -> one picture: lines over a number that was varied, a heat map over two, or bars."""
+"""The scores of many runs -> pictures: lines over a number that was varied, a heat map over two, bars; a search."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mnist_pl.figures.plots import BLUE, COLORS, GREY, LINES, figure, spread_out_high_accuracies
+from mnist_pl.figures.plots import BLUE, COLORS, GREY, LINES, ORANGE, RED, figure, spread_out_high_accuracies
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,7 +16,7 @@ MOST_BARS = 30
 Scored = tuple[Mapping[str, str], Sequence[float]]  # a choice, and the accuracy of each seed
 
 
-def results(scored: Sequence[Scored], varied: Sequence[str], title: str) -> "Figure":
+def of_sweep(scored: Sequence[Scored], varied: Sequence[str], title: str) -> "Figure":
     """Of each choice, best first: a point for each seed, their mean, and a band of one standard deviation."""
     numbers = [key for key in varied if all(_number(choice[key]) is not None for choice, _ in scored)]
     numbers = [key for key in numbers if len({choice[key] for choice, _ in scored}) > 1]
@@ -143,3 +143,50 @@ def _accuracy_axis(axes: "Axes", accuracies: Sequence[float], across: bool = Fal
     spread_out_high_accuracies(axes, accuracies, "x" if across else "y")
     axes.set(**{f"{'x' if across else 'y'}label": "accuracy"})
     axes.grid(alpha=0.3, axis="x" if across else "both")
+
+
+def history(trials: Sequence[tuple[int, float | None, str]], title: str) -> "Figure":
+    """The score of each trial (number, score, state as Optuna calls it), and the best finished one so far."""
+    picture = figure(7.5, 4.2, f"{title}: best validation accuracy of each trial")
+    axes = picture.subplots()
+    picture.subplots_adjust(0.1, 0.12, 0.98, 0.85)
+    looks: dict[str, Any] = {
+        "COMPLETE": {"label": "finished", "color": BLUE},
+        "PRUNED": {"label": "given up", "edgecolor": GREY, "facecolor": "none"},
+    }
+    for state, look in looks.items():
+        points = [(number, score) for number, score, how in trials if how == state and score is not None]
+        if points:
+            x, y = zip(*points, strict=True)
+            axes.scatter(x, y, s=22, zorder=3, **look)
+    finished = [(number, score) for number, score, how in trials if how == "COMPLETE" and score is not None]
+    numbers, scores = zip(*finished, strict=True)
+    last = max(number for number, *_ in trials)
+    best = np.maximum.accumulate(scores)
+    axes.step([*numbers, last], [*best, best[-1]], where="post", color=ORANGE, linewidth=2, label="best so far")
+    spread_out_high_accuracies(axes, [score for _, score, how in trials if how in looks and score is not None])
+    failed = [number for number, _, how in trials if how == "FAIL"]
+    if failed:
+        bottom = axes.get_xaxis_transform()
+        axes.scatter(failed, [0.02] * len(failed), s=22, color=RED, marker="x", label="failed", transform=bottom)
+    axes.set(xlabel="trial", ylabel="validation accuracy")
+    axes.locator_params(axis="x", integer=True)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 0.98), ncols=4, fontsize=9)
+    return picture
+
+
+def importances(shares: Mapping[str, float], title: str) -> "Figure":
+    """Bars, the most important setting first; the shares sum to 1."""
+    height = 1.1 + 0.32 * len(shares)
+    picture = figure(7.5, height, f"{title}: what decides the score after the first validation (fANOVA)")
+    axes = picture.subplots()
+    picture.subplots_adjust(0.3, 0.5 / height, 0.94, 1 - 0.4 / height)
+    names = sorted(shares, key=lambda name: shares[name])
+    axes.barh(names, [shares[name] for name in names], color=BLUE, height=0.6)
+    for place, name in enumerate(names):
+        axes.text(shares[name], place, f" {shares[name]:.0%}", va="center", fontsize=9)
+    axes.set(xlabel="share of the importance", xlim=(0, max(shares.values()) * 1.12))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.tick_params(axis="y", length=0)
+    return picture

@@ -288,6 +288,11 @@ def _make_trainer(cfg: DictConfig, data: "MNISTDataModule", model: "DigitClassif
 
     trainer: Trainer = construct("trainer", settings, make, Trainer)
     check_processes(trainer)
+    if settings["sync_batchnorm"] and trainer.strategy.root_device.type == "cpu":
+        raise ValueError(
+            "trainer.sync_batchnorm=true: PyTorch has it for GPUs alone; leave it out, and each process takes "
+            "its own batch's mean"
+        )
     _show_profile(trainer)
     return trainer
 

@@ -1,4 +1,4 @@
-"""The schema of the two commands. Imports nothing heavy: --help is quick."""
+"""The schema of the commands. Imports nothing heavy: --help is quick."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +30,17 @@ class Train:
 
 
 @dataclass
+class Tune(Train):
+    space: Any = MISSING
+    study: str = MISSING
+    trials: int | None = None
+    minutes: float | None = None
+    sampler: str = "tpe"
+    pruner: str | None = None
+    storage: str = "journal"
+
+
+@dataclass
 class Named:
     _target_: str | None = None
 
@@ -44,6 +55,7 @@ class Predict:
 
 
 ConfigStore.instance().store("train_schema", Train)
+ConfigStore.instance().store("tune_schema", Tune)
 ConfigStore.instance().store("predict_schema", Predict)
 
 

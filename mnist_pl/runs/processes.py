@@ -4,6 +4,7 @@ The first one alone writes and speaks, whoever has started them: Lightning, torc
 """
 
 import logging
+import multiprocessing
 import os
 import re
 import signal
@@ -47,7 +48,7 @@ LOST = re.compile("gloo|nccl|Connection (closed|reset)|process group", re.IGNORE
 PATIENCE = 2.0  # seconds
 WITHOUT_GPU = 2  # processes
 
-_is_waited_for = False  # by the process that has started all of them and does nothing else
+_told: Any = None  # shared by all of them, where the process that has started them does nothing else but wait
 
 
 def processes(accelerator: str) -> int:
@@ -161,20 +162,24 @@ def launch(trainer: "Trainer", main: Callable[[DictConfig], Any], cfg: DictConfi
     advise(f"continue with {again(cfg, trainer.default_root_dir)}")
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # each one that it ends
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")  # about the ended
+    how = HOW.search(cfg.trainer.strategy)
+    told = multiprocessing.get_context("spawn" if how is not None and how[1] == "spawn" else "fork").Value("i", 0)
     try:
-        return launcher.launch(partial(_work, main, cfg, HydraConfig.instance().cfg))
+        return launcher.launch(partial(_work, main, cfg, HydraConfig.instance().cfg, told))
     except ProcessExitedException as error:
         if error.exit_code < 0:  # else it has told why
             sys.exit(_lost())
-        if error.exit_code > 128 and launcher.procs[0].exitcode == 0:  # the one that tells was done already
+        first = launcher.procs[0].exitcode
+        if first == 0:
             advise(f"the run is finished, in {short_path(trainer.default_root_dir)}")
+        if error.exit_code > 128 and first in (0, 1):  # it was done already, or lost the one that got the signal
             tell(error.exit_code - 128)
         sys.exit(error.exit_code)
 
 
-def _work(main: Callable[[DictConfig], Any], cfg: DictConfig, hydra: Any) -> Any:
-    global _is_waited_for
-    _is_waited_for = True
+def _work(main: Callable[[DictConfig], Any], cfg: DictConfig, hydra: Any, told: Any) -> Any:
+    global _told
+    _told = told
     end_on_signals()
     watch()
     end_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -209,6 +214,11 @@ def ending_together(trainer: "Trainer") -> Iterator[None]:
         if lost:
             line = _lost()
             sys.exit(line if _tells_loss(line) else 1)
+        if _told is not None:
+            with _told.get_lock():
+                _told.value += 1
+                if _told.value > 1:
+                    sys.exit(1)
         raise
 
 
@@ -220,7 +230,7 @@ def _tells_loss(line: str) -> bool:
     """Of those that Lightning has started the first that is left; but not where yet another process waits for all."""
     if world() is not None:
         return is_to_tell(line)
-    return not _is_waited_for and os.environ.get("LOCAL_RANK", "0") in ("0", "1")
+    return _told is None and os.environ.get("LOCAL_RANK", "0") in ("0", "1")
 
 
 def _end_at_once() -> None:

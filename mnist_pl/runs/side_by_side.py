@@ -66,9 +66,7 @@ def set_up_worker(sweep: Path) -> None:
     global _gpu
     end_on_signals()
     leave_telling_to_another()
-    for handler in logging.root.handlers:  # what a job is stopped by, the sweep tells
-        if type(handler) is logging.StreamHandler:
-            handler.setLevel(logging.ERROR)
+    quieten(logging.ERROR)  # what a job is stopped by, the sweep tells
     if not any(thread.name == SWEEPS for thread in threading.enumerate()):
         threading.Thread(target=_end_with, args=(os.getppid(),), name=SWEEPS, daemon=True).start()
     gpus = _gpus()
@@ -80,6 +78,13 @@ def set_up_worker(sweep: Path) -> None:
                 continue
             os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before CUDA is asked for anything in this process
             return
+
+
+def quieten(level: int) -> None:
+    """From here on, the terminal gets what is as important as `level`."""
+    for handler in logging.root.handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.setLevel(level)
 
 
 @contextmanager

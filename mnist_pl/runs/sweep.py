@@ -25,8 +25,9 @@ from omegaconf import DictConfig, OmegaConf
 from mnist_pl.runs import plan, side_by_side
 from mnist_pl.runs.errors import explain, is_users
 from mnist_pl.runs.folders import existing_checkpoint
-from mnist_pl.signals import advise
+from mnist_pl.signals import advise, end_on_signals
 from mnist_pl.storage import as_word, is_locked, short_path, write
+from mnist_pl.world import is_first
 
 NO_CHOICE = ("seed=", "sweep=", "ckpt_path=", "hydra.")
 FAILED = "error.txt"  # in a sweep's folder, after a job's number: what stopped it
@@ -89,11 +90,11 @@ class Report(Callback):
         if config.hydra.mode == RunMode.MULTIRUN and side_by_side.is_worker():
             side_by_side.set_up_worker(Path(config.hydra.sweep.dir))
         elif config.hydra.mode == RunMode.MULTIRUN and not self.epochs:
-            for handler in logging.root.handlers:
-                if type(handler) is logging.StreamHandler:  # the job's log file gets all
-                    handler.setLevel(logging.WARNING)
+            side_by_side.quieten(logging.WARNING)  # the job's log file gets all
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if not is_first():  # of the processes of one run
+            return
         if "wandb" in sys.modules:  # else the next job would be logged as part of this one
             sys.modules["wandb"].finish(exit_code=int(job_return.status != JobStatus.COMPLETED))
         if config.hydra.mode != RunMode.MULTIRUN:
@@ -107,6 +108,7 @@ class Report(Callback):
             note.write_text(explain(error) + "\n", encoding="utf-8", errors="backslashreplace")
             # Hydra would end the sweep with the first failure, after the last job but before the table.
             job_return.status, job_return.return_value = JobStatus.COMPLETED, math.nan
+        end_on_signals()  # instead of what a training that failed has left
         line = job_line(folder, number, Path(config.hydra.runtime.output_dir))
         if line is not None:
             print(line, flush=True)
@@ -309,34 +311,34 @@ def report(folder: Path, found: Sequence[Job]) -> list[str]:
     lines = table(rows, keys)
     done = [row for row in rows if row.seeds()]
     by = "val/acc" if selects(found) else "test/acc"
-    after = []
+    verdict, after = [], []
     if done and by == "val/acc":
         best = max(done[0].jobs, key=lambda job: job.facts.get("val/acc") or -math.inf)
         words = " ".join(f"{key}={value}" for key, value in done[0].choice.items())
-        after.append(f"best      by validation accuracy: {words or 'all alike'}")
+        verdict = [f"best      by validation accuracy: {words}"] * bool(words)
         after.append(f"predict   python predict.py {as_word('ckpt_path', best.folder)}")
     elif done:
-        after.append("best      none is named: there are no validation images to choose by, only the test images")
+        verdict = ["best      none is named: there are no validation images to choose by, only the test images"]
     if plan.is_sweep(folder):
         failed = [f"- {line}" for line in failures(found)]
-        text = [f"# Sweep {folder.name}", "", *lines, "", *after[:1], *[""] * bool(failed), *failed]
+        text = [f"# Sweep {folder.name}", "", *lines, "", *verdict, *[""] * bool(failed), *failed]
         write(folder / "results.md", ("\n".join(text).strip() + "\n").encode(errors="backslashreplace"))
         write(folder / "results.csv", as_csv(rows, keys).encode(errors="backslashreplace"))
         if done:
             draw(folder, done, keys, by)
-    return [*lines, "", *after]
+    return [*lines, "", *verdict, *after]
 
 
 def draw(folder: Path, rows: Sequence[Row], keys: Sequence[str], by: str) -> None:
     from mnist_pl.figures.plots import save
-    from mnist_pl.figures.results import results
+    from mnist_pl.figures.results import of_sweep
 
     images = "validation" if by == "val/acc" else "test"
     several = any(len(row.values(by)) > 1 for row in rows)
     title = f"{images} accuracy" + ", mean and standard deviation over seeds" * several
     scored = [(row.choice, row.values(by)) for row in rows if row.values(by)]
     with suppress(OSError):  # the table is there
-        save(results(scored, keys, title), folder / "results.png")
+        save(of_sweep(scored, keys, title), folder / "results.png")
 
 
 def failures(found: Sequence[Job]) -> list[str]:
