@@ -19,12 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 from mnist_pl.runs import config  # noqa: F401  # registers the schema
 from mnist_pl.runs.build import build, threads
 from mnist_pl.runs.claim import holding, is_own
-from mnist_pl.runs.consent import again, check_consent
+from mnist_pl.runs.consent import again, check_consent, named
 from mnist_pl.runs.errors import one_line_errors, set_up_process
 from mnist_pl.runs.folders import label, said
 from mnist_pl.runs.processes import check_no_sweep, check_same_data, ending_together, has_to_launch, launch
 from mnist_pl.runs.resume import as_composed, changes, expand_resume, find_start, fit, remember, result
 from mnist_pl.runs.side_by_side import one_job
+from mnist_pl.runs.slurm import go_on, note, set_up_job
 from mnist_pl.runs.words import spell_out_none
 from mnist_pl.storage import as_word, short_path
 
@@ -67,6 +68,8 @@ def main(cfg: DictConfig) -> float | None:
             if cfg.resume is not None:
                 log.info("resumes %s, with %s", short_path(cfg.resume), ", ".join(changed) or "nothing changed")
             remember(cfg)
+            if HydraConfig.get().mode == RunMode.RUN and cfg.fit:
+                note(folder, named(cfg))
         if lock is not None:
             lock.keep()
         advise(f"continue with {as_word('resume', sweep) if sweep else again(cfg, folder)}")
@@ -116,9 +119,10 @@ def run(
 
 if __name__ == "__main__":
     set_up_process()
+    set_up_job()
     sys.path.append(os.getcwd())  # for parts of one's own
     with one_line_errors():
         conf = Path(__file__).with_name("conf")
         check_no_sweep(sys.argv[1:])
-        sys.argv[1:] = expand_resume(spell_out_none(sys.argv[1:], conf), conf)
+        sys.argv[1:] = expand_resume(spell_out_none(go_on(sys.argv[1:]), conf), conf)
         main()

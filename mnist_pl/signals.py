@@ -3,6 +3,7 @@
 Imports nothing heavy: it is set up before the imports, which take a second.
 """
 
+import atexit
 import os
 import signal
 import socket
@@ -28,6 +29,8 @@ _in_hand = False  # the training has taken note of a signal
 _ended_others = False
 _others: Callable[[int], Any] | None = None  # sends a signal to the processes that this one has started
 _workers: Callable[[int], Any] | None = None  # the same, and waits until they have ended
+_arrange: Callable[[int], str | None] | None = None  # sees to it that what a signal ends is continued
+_last_act: Callable[[], Any] | None = None
 
 
 def end_on_signals() -> None:
@@ -58,7 +61,7 @@ def _watch(reader: socket.socket) -> None:
                 if is_first():
                     tell(number)
                 end_others()
-                _exit(128 + number)
+                _leave(128 + number)
 
 
 def advise(text: str) -> None:
@@ -67,8 +70,36 @@ def advise(text: str) -> None:
     _advice = text
 
 
-def advice(otherwise: str) -> str:
-    return _advice or otherwise
+def advice(otherwise: str, number: int | None = None) -> str:
+    """How to continue after the signal `number`; that may be seen to already, once this process has ended."""
+    arranged = _arrange(number) if _arrange is not None and number is not None else None
+    return arranged or _advice or otherwise
+
+
+def arrange(how: Callable[[int], str | None]) -> None:
+    """`how` is called when a signal ends the program, and returns what is told, where it sees to the rest."""
+    global _arrange
+    _arrange = how
+
+
+def leave_with(act: Callable[[], Any]) -> None:
+    """`act` is the last that this process does."""
+    global _last_act
+    if _last_act is None:
+        atexit.register(_act)
+    _last_act = act
+
+
+def _act() -> None:
+    global _last_act
+    act, _last_act = _last_act, None
+    if act is not None:
+        act()
+
+
+def _leave(code: int) -> None:
+    _act()
+    _exit(code)
 
 
 def share(send: Callable[[int], Any]) -> None:
@@ -131,7 +162,7 @@ def end_at_once_next_time() -> None:
 
     def end_now(number: int, frame: Any) -> None:
         if time.monotonic() - first > AT_ONCE:
-            _exit(128 + number)
+            _leave(128 + number)
 
     for number in STOPPING:
         signal.signal(number, end_now)
@@ -149,7 +180,7 @@ def tell(number: int) -> None:
     if _told:
         return
     _told = True
-    line = f"stopped by {signal.Signals(number).name}; {advice('run the same command again')}\n"
+    line = f"stopped by {signal.Signals(number).name}; {advice('run the same command again', number)}\n"
     with suppress(OSError):  # nobody reads it any more
         os.write(2, line.encode(errors="backslashreplace"))
 

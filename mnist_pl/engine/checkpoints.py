@@ -186,7 +186,7 @@ class Last(Checkpoint):
             self._save(trainer)
         if trainer.is_global_zero:
             name = signal.Signals(number).name
-            how = advice(f"the checkpoint is {short_path(self.path)}")
+            how = advice(f"the checkpoint is {short_path(self.path)}", number)
             log.warning("stopped by %s after step %d; %s", name, trainer.global_step, how)
         trainer.strategy.barrier()  # the first process has told
         raise SystemExit(128 + number)

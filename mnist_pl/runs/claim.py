@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from mnist_pl.runs.folders import existing_checkpoint
 from mnist_pl.runs.plan import is_sweep
 from mnist_pl.runs.processes import from_first, is_first
+from mnist_pl.runs.slurm import note
 from mnist_pl.storage import FolderLock, as_typed, as_word, is_locked, quoted, short_path
 
 HELD = "MNIST_PL_HELD"  # environment variable: the folder that this process, or one that has started it, holds
@@ -51,6 +52,7 @@ class Claim(Callback):
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(folder)}")  # of which its jobs are composed
         if folder.absolute() in _claimed:
             _claimed[folder.absolute()].keep()
+        note(folder)
 
     def _claim(self, place: DictConfig) -> Path:
         """The folder, locked, unless it holds an existing run, which will be refused."""

@@ -33,8 +33,12 @@ def check_consent(cfg: DictConfig, folder: str | None) -> None:
 
 def again(cfg: DictConfig, folder: str) -> str:
     """The words that resume the run in `folder`."""
-    named = [f"{key}={target}" for key, target in _foreign(OmegaConf.to_container(cfg)).items()]
-    return " ".join([as_word("resume", folder), *named])
+    return " ".join([as_word("resume", folder), *named(cfg)])
+
+
+def named(cfg: DictConfig) -> list[str]:
+    """The words that a run is resumed with because it has parts of one's own."""
+    return [f"{key}={target}" for key, target in _foreign(OmegaConf.to_container(cfg)).items()]
 
 
 def _foreign(settings: Any, key: str = "") -> dict[str, str]:

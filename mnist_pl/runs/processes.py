@@ -139,7 +139,7 @@ def check_processes(trainer: "Trainer") -> None:
         )
     hydra = HydraConfig.get() if HydraConfig.initialized() else None
     if trainer.world_size > 1 and hydra is not None and hydra.mode == RunMode.MULTIRUN:
-        if here is not None and here.starter == "srun" and "submitit" in str(hydra.launcher._target_):
+        if here is not None and here.starter == "srun" and "Slurm" in str(hydra.launcher._target_):
             return  # whose tasks each do one job of the sweep together
         raise ValueError(
             f"{said}: in a sweep (-m) each process would start the sweep again; use one device a job, run the jobs one "

@@ -34,7 +34,7 @@ FALSE = ("false", "no", "off", "0")
 CONTINUES = "hydra.callbacks.claim.resumes=true"  # the folder is to be that of an earlier process
 # Of the words of a sweep: classes, and Hydra's settings but for a few.
 MAY_BE_CODE = re.compile(
-    r"_target_|^\W*hydra[./](?!launcher=(basic|joblib|slurm)$|launcher\.n_jobs=|sweep\.subdir=|callbacks\.report\.epochs=)"
+    r"_target_|^\W*hydra[./](?!launcher=(basic|joblib|slurm)$|launcher\.(?!setup)\w+=[\w.,:-]*$|sweep\.subdir=|callbacks\.report\.epochs=)"
 )
 OF_A_SWEEP = ("hydra.mode", "hydra.sweep.dir", key_of(CONTINUES))  # overrides that resume= adds itself
 

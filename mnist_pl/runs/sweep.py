@@ -109,7 +109,7 @@ class Report(Callback):
             # Hydra would end the sweep with the first failure, after the last job but before the table.
             job_return.status, job_return.return_value = JobStatus.COMPLETED, math.nan
         end_on_signals()  # instead of what a training that failed has left
-        line = _line(folder, number, Path(config.hydra.runtime.output_dir))
+        line = job_line(folder, number, Path(config.hydra.runtime.output_dir))
         if line is not None:
             print(line, flush=True)
         advise(f"continue with {as_word('resume', folder)}")
@@ -138,7 +138,7 @@ def _ended(folder: Path) -> list[Path]:
     return [file for pair in files for file in [next((file for file in pair if file.exists()), None)] if file]
 
 
-def _line(folder: Path, number: int, run: Path) -> str | None:
+def job_line(folder: Path, number: int, run: Path) -> str | None:
     """What a job gave, how far the sweep is, and how long the others will take; None of one that had ended before."""
     began, ended = (folder / plan.COMPOSED).stat().st_mtime, _ended(folder)
     choices = [_choice(words) for words in plan.read(folder).jobs]
