@@ -248,7 +248,7 @@ class Bench:
 
         def epoch(threads: int, *words: str) -> float:
             folder = self.new_folder()
-            more = [*self.words, "callbacks=minimal", "logger=csv", "trainer.max_epochs=3", f"hydra.run.dir={folder}"]
+            more = [*self.words, "callbacks=minimal", "logger=csv", "trainer.max_epochs=2", f"hydra.run.dir={folder}"]
             command = [sys.executable, str(ROOT / "train.py"), *words, *more, "trainer.accelerator=cpu"]
             threading = {**os.environ, "OMP_NUM_THREADS": str(threads)}
             subprocess.run(command, stdout=subprocess.DEVNULL, check=True, env=threading)
