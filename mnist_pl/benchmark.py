@@ -42,6 +42,7 @@ from torchvision import datasets, transforms
 
 from mnist_pl.data import MNISTDataModule, files, to_float
 from mnist_pl.engine.memory import keep_freed_memory
+from mnist_pl.figures.plots import rows
 from mnist_pl.figures.progress import Progress
 from mnist_pl.models import CNN
 from mnist_pl.runs import config  # noqa: F401  # registers the schema
@@ -242,6 +243,20 @@ class Bench:
         ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         return int(re.findall(r"VmHWM:\s+(\d+)", ended.stdout)[-1]) / 1024 if memory else perf_counter() - started
 
+    def two_processes(self, row: Row) -> Times:
+        """An epoch in two processes of one thread, and in one of two threads with the joint batch."""
+
+        def epoch(threads: int, *words: str) -> float:
+            folder = self.new_folder()
+            more = [*self.words, "callbacks=minimal", "logger=csv", "trainer.max_epochs=2", f"hydra.run.dir={folder}"]
+            command = [sys.executable, str(ROOT / "train.py"), *words, *more, "trainer.accelerator=cpu"]
+            threading = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+            subprocess.run(command, stdout=subprocess.DEVNULL, check=True, env=threading)
+            return min(row["seconds_per_epoch"] for row in rows(folder / "metrics.csv") if "seconds_per_epoch" in row)
+
+        ddp = partial(epoch, 1, "trainer=ddp", "trainer.devices=2", "data.batch_size=32")
+        return alternate(ddp, partial(epoch, 2, "data.batch_size=64"), 3)
+
     def reading(self, row: Row) -> Times:
         def read() -> None:
             data = MNISTDataModule(self.dataset, self.root)
@@ -275,6 +290,7 @@ ROWS = [
     Row("default CNN, 100 steps", "trainer.deterministic=false", "x", "<= 1.02", Bench.deterministic),
     Row("train.py, default run", "logger=none", "x", "<= 1.05", Bench.processes),
     Row("train.py experiment=fast", "import torch, lightning", "+s", "<= +14 s, goal +6 s", Bench.processes),
+    Row("trainer=ddp, an epoch", "one process, two threads", "x", "<= 1.1", Bench.two_processes),
     Row("reading the four files", "", "s", "<= 0.5 s, goal 0.2 s", Bench.reading),
     Row("peak memory, trainer.max_epochs=1", IMPORTS, "+MB", "<= +400 MB, goal +200 MB", Bench.processes),
     Row("predict.py, 10,000 PNGs", "decoding with Pillow", "x", "<= 2.0, goal 1.2", Bench.predict),
