@@ -132,12 +132,14 @@ def test_a_signal_to_one_stops_all_and_the_run_is_resumed(
     words += ["model.dropout=0.2", "data.augment={shift: 1}", "trainer.log_every_n_steps=7", "data.val_size=200"]
     words += ["callbacks.last.every_n_train_steps=20"]
     assert run("train.py", *words, "hydra.run.dir=whole").code == 0
-    blow = strike(hook="on_train_batch_end", rank=rank, what=number, step=30)
+    blow = strike(
+        hook="on_train_batch_end", rank=rank, what=number, step=45
+    )  # after an epoch whose last batches were of unlike sizes
     ended = run("train.py", *words, blow, "hydra.run.dir=run", **OURS)
     assert ended.code != 0
     if number == "SIGTERM":
         assert ended.code == 143, ended.err
-        assert ended.out.count("stopped by SIGTERM after step 30; continue with resume=run") == 1
+        assert ended.out.count("stopped by SIGTERM after step 45; continue with resume=run") == 1
     ended = run("train.py", "resume=run", "callbacks.strike=null", **OURS)
     assert ended.code == 0, ended.err
     if devices == 2:
