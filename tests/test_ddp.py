@@ -43,7 +43,6 @@ class Strike(Callback):
             return
         self.left = False
         if trainer.global_rank == self.rank or self.rank < 0:
-            Path(trainer.default_root_dir, "struck").touch()
             if self.what == "ValueError":
                 raise ValueError("something that a user can mend")
             if self.what == "wait":
@@ -133,7 +132,9 @@ def test_a_signal_to_one_stops_all_and_the_run_is_resumed(
     words += ["model.dropout=0.2", "data.augment={shift: 1}", "trainer.log_every_n_steps=7", "data.val_size=200"]
     words += ["callbacks.last.every_n_train_steps=20"]
     assert run("train.py", *words, "hydra.run.dir=whole").code == 0
-    blow = strike(hook="on_train_batch_end", rank=rank, what=number, step=45)
+    blow = strike(
+        hook="on_train_batch_end", rank=rank, what=number, step=45
+    )  # after an epoch whose last batches were of unlike sizes
     ended = run("train.py", *words, blow, "hydra.run.dir=run", **OURS)
     assert ended.code != 0
     if number == "SIGTERM":
@@ -170,21 +171,20 @@ def test_a_signal_outside_training_ends_all(
 @pytest.mark.parametrize(("rank", "what"), [(-1, "ValueError"), (1, "ValueError"), (1, "SIGKILL"), (0, "SIGKILL")])
 def test_one_that_fails_ends_all(run: Run, tmp_path: Path, strategy: str, rank: int, what: str) -> None:
     blow = strike(hook="on_train_batch_end", rank=rank, what=what, step=3)
-    words = [*QUICK, *THREE, f"trainer.strategy={strategy}", blow, "hydra.run.dir=run"]
-    ended = run("train.py", *words, **OURS)
-    assert (tmp_path / "run" / "struck").stat().st_mtime > time.time() - 60
+    began = time.monotonic()
+    ended = run("train.py", *QUICK, *THREE, f"trainer.strategy={strategy}", blow, "hydra.run.dir=run", limit=60, **OURS)
     assert ended.code != 0 and "Traceback" not in ended.err, ended.err
     if what == "ValueError":
         assert ended.err.count("error: something that a user can mend") == 1, ended.err
-    elif rank or strategy != "ddp":
+    elif rank or strategy == "ddp_fork":
         assert one_line(ended).startswith("error: another process of this run has ended; continue with resume=run ")
+    assert time.monotonic() - began < 60
     if what == "SIGKILL":  # of a program of its own that is killed, only those that it has started can tell
-        began = time.monotonic()
         while not (told := (tmp_path / ".err").read_text()) and time.monotonic() - began < 60:
             time.sleep(0.1)
         assert told.count("\n") == 1 and "continue with resume=run " in told
         ended = run("train.py", "resume=run", "callbacks.strike=null", **OURS)
-        assert ended.code == 0 and (tmp_path / "run" / "summary.json").exists(), ended.err
+        assert ended.code == 0 and summary(tmp_path / "run")["test/acc"] > 0.5, ended.err
 
 
 @LONG
@@ -241,7 +241,7 @@ SGD = ("data=digits", "model=mlp", "optimizer=sgd", "optimizer.lr=0.1", "schedul
     [
         (2, 32, "trainer.max_epochs=1"),
         pytest.param(2, 32, "trainer.max_steps=20", marks=LONG),
-        pytest.param(3, 28, "trainer.max_epochs=1", marks=LONG),
+        pytest.param(3, 27, "trainer.max_epochs=1", marks=LONG),
     ],
 )
 def test_several_processes_learn_what_one_does_with_the_joint_batch(
@@ -256,7 +256,7 @@ def test_several_processes_learn_what_one_does_with_the_joint_batch(
     for name in ("one", "several"):
         last = checkpoint.read(tmp_path / name / "checkpoints" / "last.ckpt")
         weights.append(torch.cat([value.flatten() for value in last["state_dict"].values()]))
-    assert last["global_step"] == {"trainer.max_steps=20": 20}.get(length, {2: 21, 3: 16}[processes])
+    assert last["global_step"] == {"trainer.max_steps=20": 20}.get(length, {2: 21, 3: 17}[processes])
     difference = float((weights[0] - weights[1]).abs().max())
     print(f"after {last['global_step']} steps the weights differ by {difference:.1e} at the most")
     assert 0 < difference < 1e-6
@@ -413,9 +413,10 @@ def test_a_killed_process_of_torchrun_ends_the_other_and_the_run_is_resumed(tmp_
     whole = torchrun(tmp_path, *words, "hydra.run.dir=whole")
     assert whole.communicate(timeout=120)[1] == "" and whole.returncode == 0
     blow = strike(hook="on_train_batch_end", rank=rank, what="SIGKILL", step=30)
+    began = time.monotonic()
     process = torchrun(tmp_path, *words, blow, "hydra.run.dir=run")
     told = process.communicate(timeout=120)[1]
-    assert process.returncode != 0 and (tmp_path / "run" / "struck").stat().st_mtime > time.time() - 60
+    assert process.returncode != 0 and time.monotonic() - began < 60
     lines = [line for line in told.splitlines() if line.startswith(("error: ", "stopped by"))]
     assert len(lines) == 1 and "another process of this run has ended; continue with resume=run " in lines[0], told
     resumed = torchrun(tmp_path, "resume=run", "callbacks.strike=null")
