@@ -197,4 +197,13 @@ def _end(number: int, frame: Any) -> None:
     if _workers is not None:
         _workers(number)
     end_others()
+    if _imports(frame):
+        _leave(128 + number)
     raise SystemExit(128 + number)
+
+
+def _imports(frame: Any) -> bool:
+    """Whether a module is being imported; what is raised meanwhile may be taken for a module that is missing."""
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None

@@ -1,9 +1,10 @@
 """What a sweep is made of: the command that it was started with, and the words of each job, kept in its folder."""
 
 import json
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
@@ -18,7 +19,8 @@ COMPOSED = "multirun.yaml"  # Hydra's own record; it is written anew when a swee
 SUBDIR = "${hydra.job.num}"  # the name of a job's folder, unless another is asked for
 
 
-class Plan(NamedTuple):
+@dataclass(frozen=True)
+class Plan:
     """`jobs` is empty where a sweeper of another kind decides what they are."""
 
     task: list[str]
@@ -38,7 +40,7 @@ def keep(config: DictConfig) -> None:
     path = Path(config.hydra.sweep.dir, PLAN)
     if not path.exists():
         plan = _plan(config.hydra, GlobalHydra.instance().config_loader())
-        write(path, (json.dumps(plan._asdict(), indent=1) + "\n").encode())
+        write(path, (json.dumps(asdict(plan), indent=1) + "\n").encode())
 
 
 @lru_cache
