@@ -27,7 +27,7 @@ from mnist_pl.runs.resume import as_composed, changes, expand_resume, find_start
 from mnist_pl.runs.side_by_side import one_job
 from mnist_pl.runs.slurm import go_on, note, set_up_job
 from mnist_pl.runs.words import spell_out_none
-from mnist_pl.storage import as_word, short_path
+from mnist_pl.storage import short_path
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -72,7 +72,7 @@ def main(cfg: DictConfig) -> float | None:
                 note(folder, named(cfg))
         if lock is not None:
             lock.keep()
-        advise(f"continue with {as_word('resume', sweep) if sweep else again(cfg, folder)}")
+        advise(f"continue with {again(cfg, sweep or folder)}")
         experiment = said(cfg.resume)[0].get("experiment")
         chosen = {"run": label(cfg), "experiment": experiment, "claim": cfg.claim, "seed": cfg.seed}
         with ending_together(trainer):

@@ -159,7 +159,7 @@ def test_a_signal_between_the_jobs_of_a_sweep(run: Run, tmp_path: Path) -> None:
     words = ["+hydra.callbacks.stop._target_=test_stops.StopBetweenJobs", "hydra.sweep.dir=sweep", "seed=1,2"]
     ended = run("train.py", "-m", *SMALL, *words)
     assert ended.code == 128 + signal.SIGTERM, ended
-    assert ended.err == "stopped by SIGTERM; continue with resume=sweep\n"
+    assert ended.err == f"stopped by SIGTERM; continue with resume=sweep {words[0]}\n"
     assert (tmp_path / "sweep/0/summary.json").exists() and not list((tmp_path / "sweep/1").glob(".hydra"))
 
 

@@ -4,12 +4,14 @@ A class of one's own is imported when the command line names it: at the start of
 """
 
 import re
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from mnist_pl.runs import plan
 from mnist_pl.storage import as_word, short_path
 
 KNOWN = ("mnist_pl", "lightning", "torch", "torchmetrics")  # packages whose classes any run folder may name
@@ -32,8 +34,9 @@ def check_consent(cfg: DictConfig, folder: str | None) -> None:
 
 
 def again(cfg: DictConfig, folder: str) -> str:
-    """The words that resume the run in `folder`."""
-    return " ".join([as_word("resume", folder), *named(cfg)])
+    """The words that resume the run in `folder`; or the sweep there, whose words name some classes already."""
+    words = plan.again(Path(folder)) if plan.is_sweep(Path(folder)) else as_word("resume", folder)
+    return " ".join([words, *(word for word in named(cfg) if word.partition("=")[2] not in words)])
 
 
 def named(cfg: DictConfig) -> list[str]:

@@ -1,6 +1,7 @@
 """What a sweep is made of: the command that it was started with, and the words of each job, kept in its folder."""
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,11 +13,17 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_pl.storage import write
+from mnist_pl.runs.words import key_of
+from mnist_pl.storage import as_word, in_shell, write
 
 PLAN = "sweep.json"
 COMPOSED = "multirun.yaml"  # Hydra's own record; it is written anew when a sweep is resumed, and may be half of it
 SUBDIR = "${hydra.job.num}"  # the name of a job's folder, unless another is asked for
+
+CONTINUES = "hydra.callbacks.claim.resumes=true"  # an override: the folder is to be that of an earlier process
+OF_RESUME = ("hydra.mode", "hydra.sweep.dir", key_of(CONTINUES))  # overrides that resume= adds itself
+HARMLESS = r"launcher=(basic|joblib|slurm)$|launcher\.(?!setup)\w+=[\w.,:-]*$|sweep\.subdir=|callbacks\.report\.epochs="
+MAY_BE_CODE = re.compile(rf"_target_|^\W*hydra[./](?!{HARMLESS})")  # words that name classes, and what Hydra starts
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,22 @@ class Plan:
     config_dirs: list[str]
     subdir: str
     jobs: list[list[str]]
+
+    @property
+    def words(self) -> list[str]:
+        """The overrides of the command."""
+        return [word for word in (*self.task, *self.hydra) if key_of(word) not in OF_RESUME]
+
+    @property
+    def to_be_said(self) -> list[str]:
+        """What may call code, and comes from a folder that may be a stranger's: whoever resumes the sweep says it."""
+        words = [word for word in self.words if MAY_BE_CODE.search(word)]
+        return words + [f"--config-dir={path}" for path in self.config_dirs]
+
+
+def again(folder: Path) -> str:
+    """The words that resume the sweep in `folder`."""
+    return " ".join([as_word("resume", folder), *map(in_shell, read(folder).to_be_said)])
 
 
 def is_sweep(folder: Path) -> bool:

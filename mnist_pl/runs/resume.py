@@ -18,11 +18,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from mnist_pl.runs import plan
 from mnist_pl.runs.config import Train
 from mnist_pl.runs.folders import NEWEST, RESUMED, existing_checkpoint, find, newest_run, said
-from mnist_pl.runs.plan import is_sweep, read
 from mnist_pl.runs.words import PRESETS, key_of, split
-from mnist_pl.storage import as_typed, as_word, in_shell, quoted, read_value, remove_parts, write
+from mnist_pl.storage import as_typed, as_word, quoted, read_value, remove_parts, write
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -31,12 +31,6 @@ if TYPE_CHECKING:
 
 LASTING = re.compile(r"\$\{(?!(hydra|label):)[\w.]+:")  # `${oc.env:LR}`, `${now:...}`: may be another value tomorrow
 FALSE = ("false", "no", "off", "0")
-CONTINUES = "hydra.callbacks.claim.resumes=true"  # the folder is to be that of an earlier process
-# Of the words of a sweep: classes, and Hydra's settings but for a few.
-MAY_BE_CODE = re.compile(
-    r"_target_|^\W*hydra[./](?!launcher=(basic|joblib|slurm)$|launcher\.(?!setup)\w+=[\w.,:-]*$|sweep\.subdir=|callbacks\.report\.epochs=)"
-)
-OF_A_SWEEP = ("hydra.mode", "hydra.sweep.dir", key_of(CONTINUES))  # overrides that resume= adds itself
 
 
 def expand_resume(arguments: list[str], conf: Path) -> list[str]:
@@ -59,7 +53,7 @@ def expand_resume(arguments: list[str], conf: Path) -> list[str]:
     folder = newest_run() if runs[-1] == "last" else as_typed(runs[-1])
     if folder.suffix == ".ckpt":
         folder = folder.parent.parent
-    if is_sweep(folder):
+    if plan.is_sweep(folder):
         return _expand_sweep(folder, flags, more)
     if {"-m", "--multirun"} & set(flags):
         raise ValueError(f"resume={runs[-1]}: continues one run; leave out -m")
@@ -95,36 +89,26 @@ def expand_resume(arguments: list[str], conf: Path) -> list[str]:
     checkpoint = existing_checkpoint(folder)
     if checkpoint is not None:  # else it was killed before its first checkpoint, and starts again
         more.append(f"ckpt_path={quoted(checkpoint)}")
-    return [*flags, *more, f"hydra.run.dir={quoted(folder)}", CONTINUES]
+    return [*flags, *more, f"hydra.run.dir={quoted(folder)}", plan.CONTINUES]
 
 
 def _expand_sweep(folder: Path, flags: list[str], more: list[str]) -> list[str]:
-    """The command that the sweep was started with, in the same folder.
-
-    Words that could call a stranger's code are to be said again.
-    """
-    plan, name = read(folder), as_word("resume", folder)
-    earlier = [word for word in (*plan.task, *plan.hydra) if key_of(word) not in OF_A_SWEEP]
+    """The command that the sweep was started with, in the same folder."""
+    sweep, name = plan.read(folder), as_word("resume", folder)
     for word in more:
-        if word not in earlier and not word.startswith(("hydra.", "hydra/")) and "_target_" not in word:
+        if word not in sweep.words and not word.startswith(("hydra.", "hydra/")) and "_target_" not in word:
             raise ValueError(f"{name}: is a sweep, whose settings stay what they were; leave out {word}")
-    keys = [key_of(word) for word in more]
-    asked = [word for word in earlier if MAY_BE_CODE.search(word) and key_of(word) not in keys]
-    asked += [
-        f"--config-dir={path}"
-        for path in plan.config_dirs
-        if not any(flag.startswith("--config-dir") for flag in flags)
-    ]
-    if asked:
+    given = [key_of(word) for word in (*more, *flags)]
+    if unsaid := [word for word in sweep.to_be_said if key_of(word) not in given]:
         raise ValueError(
-            f"{name}: was started with {asked[0]}, which may call a stranger's code; if you know it, say it again: "
-            f"{name} {' '.join(map(in_shell, asked))}"
+            f"{name}: was started with {unsaid[0]}, which may call a stranger's code; if you know it, say it again: "
+            f"{plan.again(folder)}"
         )
-    if plan.config_name != "train" and not any(flag.startswith("--config-name") for flag in flags):
-        flags = [*flags, f"--config-name={plan.config_name}"]
+    if sweep.config_name != "train" and not any(flag.startswith("--config-name") for flag in flags):
+        flags = [*flags, f"--config-name={sweep.config_name}"]
     flags = [flag for flag in flags if flag not in ("-m", "--multirun")]
-    words = list({key_of(word): word for word in [*earlier, *more]}.values())
-    return [*flags, "--multirun", *words, f"hydra.sweep.dir={quoted(folder)}", CONTINUES]
+    words = list({key_of(word): word for word in [*sweep.words, *more]}.values())
+    return [*flags, "--multirun", *words, f"hydra.sweep.dir={quoted(folder)}", plan.CONTINUES]
 
 
 def result(folder: str) -> dict[str, Any] | None:

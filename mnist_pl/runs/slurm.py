@@ -32,8 +32,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from mnist_pl.runs import plan
 from mnist_pl.runs.errors import set_up_process
 from mnist_pl.runs.folders import RUNS
+from mnist_pl.runs.plan import MAY_BE_CODE
 from mnist_pl.runs.processes import is_first
-from mnist_pl.runs.resume import MAY_BE_CODE, result
+from mnist_pl.runs.resume import result
 from mnist_pl.runs.side_by_side import SWEEPS
 from mnist_pl.runs.sweep import FAILED, job_line
 from mnist_pl.runs.words import key_of, split

@@ -79,7 +79,7 @@ class Report(Callback):
         for note in folder.glob(f"*.{FAILED}"):
             note.unlink()
         plan.keep(config)
-        advise(f"continue with {as_word('resume', folder)}")
+        advise(f"continue with {plan.again(folder)}")
         for name in ("hydra._internal.core_plugins", "hydra_plugins"):  # whose lists of all jobs are long
             logging.getLogger(name).setLevel(logging.WARNING)
         count, done = len(plan.read(folder).jobs), len(_ended(folder))
@@ -112,7 +112,7 @@ class Report(Callback):
         line = job_line(folder, number, Path(config.hydra.runtime.output_dir))
         if line is not None:
             print(line, flush=True)
-        advise(f"continue with {as_word('resume', folder)}")
+        advise(f"continue with {plan.again(folder)}")
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
