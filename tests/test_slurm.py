@@ -130,11 +130,9 @@ def test_a_script_outlives_its_time_limit(cluster: Cluster, tmp_path: Path, how:
         options += ["--time=1", "--signal=USR1@5"]  # which comes up to half a minute earlier
         job = submit(cluster, tmp_path, f"srun {command}", *options, SECONDS_A_ROUND="1.5")
     else:
-        srun = "exec"
-        if how == "processes":
-            options += ["--ntasks-per-node=2"]
-            srun = "srun"
-        job = submit(cluster, tmp_path, f"{srun} {command}", *options, SECONDS_A_ROUND="0.4")
+        srun, seconds = ("srun", "0.05") if how == "processes" else ("exec", "0.4")  # whose rounds are single batches
+        options += ["--ntasks-per-node=2"] if how == "processes" else []
+        job = submit(cluster, tmp_path, f"{srun} {command}", *options, SECONDS_A_ROUND=seconds)
         for life in range(2):
             goes_on(tmp_path)
             cluster.call("scancel", "--signal=USR1", *([f"{job}.0"] if srun == "srun" else ["--batch", job]))

@@ -191,7 +191,7 @@ class Slurm(Launcher):
         ended: dict[str, str] = {}
         asked = time.monotonic()
         while left:
-            time.sleep(0.2)
+            time.sleep(0.2 + len(left) / 1000)  # for a look at as many files
             lost: dict[int, str] = {}
             for number in left:
                 if jobs[number].paths.result_pickle.exists():
