@@ -21,7 +21,7 @@ test: setup ## run the tests; make test ARGS="-k pictures" passes words on
 	$(VENV)/bin/python -m pytest $(WORKERS) $(ARGS)
 
 trust: setup ## try every promise of the README at full length (a quarter of an hour)
-	KILLS=100 STOPS=300 FUZZ=10000 SETTINGS=2000 $(VENV)/bin/python -m pytest $(WORKERS) -m "promise or long" --hypothesis-seed=0 $(ARGS)
+	KILLS=100 STARTS=48 STOPS=300 FUZZ=10000 SETTINGS=2000 $(VENV)/bin/python -m pytest $(WORKERS) -m "promise or long" --hypothesis-seed=0 $(ARGS)
 
 check: setup ## lint, check formatting, types, the order of imports and the workflow
 	$(VENV)/bin/ruff check .
