@@ -1,6 +1,7 @@
 """Every command of the README and of RESULTS.md is run, as written or with words added that only make it shorter."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -90,6 +91,8 @@ def test_a_command_runs(command: str, folder: Path) -> None:
         ended = execute(folder, *words)
     if words[0] == "mnist_pl/data/__main__.py":  # the internet is out of reach: tests/test_files.py has its own server
         assert "not downloaded" in one_line(ended)
+    elif "hydra/launcher=slurm" in words and "SLURM_CONF" not in os.environ:  # tests/test_slurm.py has its own cluster
+        assert "sbatch" in one_line(ended)
     elif "trainer.accelerator=gpu" in words and not torch.cuda.is_available() and not torch.mps.is_available():
         assert "finds no GPU" in one_line(ended)
     else:
@@ -135,7 +138,7 @@ def test_tensorboard_shows_the_runs(folder: Path) -> None:
 
 
 def test_no_command_is_left_out() -> None:
-    known = ("python ", "make ", "tensorboard ", 'pip install -e ".[')
+    known = ("python ", "make ", "tensorboard ", 'pip install -e ".[', "torchrun ", "srun ")  # test_ddp, test_slurm
     assert [command for command in COMMANDS if not command.startswith(known)] == []
 
 
