@@ -117,8 +117,10 @@ def is_locked(folder: Path) -> bool:
     lock = FileLock(folder / LOCK, thread_local=False)
     try:
         lock.acquire(blocking=False)
-    except (Timeout, OSError):
+    except Timeout:
         return True
+    except OSError:  # a folder that only can be read
+        return False
     lock.release()
     return False
 

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stderr, suppress
+from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -322,10 +322,13 @@ def report(folder: Path, found: Sequence[Job]) -> list[str]:
     if plan.is_sweep(folder):
         failed = [f"- {line}" for line in failures(found)]
         text = [f"# Sweep {folder.name}", "", *lines, "", *verdict, *[""] * bool(failed), *failed]
-        write(folder / "results.md", ("\n".join(text).strip() + "\n").encode(errors="backslashreplace"))
-        write(folder / "results.csv", as_csv(rows, keys).encode(errors="backslashreplace"))
-        if done:
-            draw(folder, done, keys, by)
+        try:
+            write(folder / "results.md", ("\n".join(text).strip() + "\n").encode(errors="backslashreplace"))
+            write(folder / "results.csv", as_csv(rows, keys).encode(errors="backslashreplace"))
+            if done:
+                draw(folder, done, keys, by)
+        except OSError as error:  # somebody else's folder, or a full disk
+            after.append(f"not kept  {error}")
     return [*lines, "", *verdict, *after]
 
 
@@ -337,8 +340,7 @@ def draw(folder: Path, rows: Sequence[Row], keys: Sequence[str], by: str) -> Non
     several = any(len(row.values(by)) > 1 for row in rows)
     title = f"{images} accuracy" + ", mean and standard deviation over seeds" * several
     scored = [(row.choice, row.values(by)) for row in rows if row.values(by)]
-    with suppress(OSError):  # the table is there
-        save(of_sweep(scored, keys, title), folder / "results.png")
+    save(of_sweep(scored, keys, title), folder / "results.png")
 
 
 def failures(found: Sequence[Job]) -> list[str]:
