@@ -94,9 +94,8 @@ class Cluster:
             "slurmd": ["-D", "-N", "localhost"],
         }[name]
         with open(self.folder / f"{name}.log", "ab") as log:
-            self.daemons[name] = subprocess.Popen(
-                [shutil.which(name) or name, *words], stdout=log, stderr=log, env=self.variables, cwd=self.folder
-            )
+            command = ["setpriv", "--pdeathsig", "KILL", shutil.which(name) or name, *words]  # none outlives the tests
+            self.daemons[name] = subprocess.Popen(command, stdout=log, stderr=log, env=self.variables, cwd=self.folder)
 
     def kill(self, name: str) -> None:
         self.daemons[name].kill()

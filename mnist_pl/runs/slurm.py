@@ -1,8 +1,7 @@
 """SLURM: each job of a sweep is one of its jobs; what it warns or preempts saves, is queued again, and goes on exactly.
 
 Buys: `hydra/launcher=slurm`, and scripts for `sbatch` that outlive their time limit without a word about it.
-Without it: delete conf/hydra/launcher/slurm.yaml, and the lines that name this module in train.py, resume.py, sweep.py
-and build.py.
+Without it: delete conf/hydra/launcher/slurm.yaml, and the lines that name this module in train.py and claim.py.
 """
 
 import json
@@ -32,7 +31,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from mnist_pl.runs import plan
 from mnist_pl.runs.errors import set_up_process
 from mnist_pl.runs.folders import RUNS
-from mnist_pl.runs.plan import MAY_BE_CODE
+from mnist_pl.runs.plan import MAY_BE_CODE, is_sweep
 from mnist_pl.runs.processes import is_first
 from mnist_pl.runs.resume import result
 from mnist_pl.runs.side_by_side import SWEEPS
@@ -46,19 +45,10 @@ log = logging.getLogger(__name__)
 NAME = "hydra_plugins.mnist_pl.Slurm"  # for conf/hydra/launcher/slurm.yaml; Hydra wants this beginning
 RECORD = ".slurm.json"  # in the folder of a run or a sweep: the SLURM job that it was begun in, and by which words
 WARNINGS = ("SIGUSR1", "SIGUSR2")  # sbatch --signal=USR1@60, and what submitit asks for
+OWN_PART = re.compile(r"[\w.]+\._target_=[\w.]+")
 # States of a job that will not run again:
-ENDED = [
-    "BOOT_FAIL",
-    "CANCELLED",
-    "COMPLETED",
-    "DEADLINE",
-    "FAILED",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "PREEMPTED",
-    "REVOKED",
-    "TIMEOUT",
-]
+ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
+ENDED |= {"REVOKED", "TIMEOUT"}
 LOST = JobReturn(status=JobStatus.COMPLETED, _return_value=math.nan)  # as Report has a failed job end
 ASK_EVERY = 5.0  # seconds; one question for all jobs
 STARTED = time.time()
@@ -140,20 +130,27 @@ def go_on(arguments: list[str]) -> list[str]:
     records = [Path(place, RECORD) for place in places if Path(place, RECORD).is_file()]
     for record in sorted(records, key=lambda file: file.stat().st_mtime, reverse=True):
         begun = json.loads(record.read_text(encoding="utf-8"))
-        if (begun["job"], begun["words"]) == (job_here(), arguments):
-            return [flag for flag in flags if flag not in ("-m", "--multirun")] + begun["again"]
+        if (begun["job"], begun["cluster"], begun["words"]) == (job_here(), _cluster(), arguments):
+            if is_sweep(record.parent):
+                flags = [flag for flag in flags if flag not in ("-m", "--multirun")]
+                named = [word for word in words if MAY_BE_CODE.search(word)]
+            else:
+                named = [word for word in begun["named"] if OWN_PART.fullmatch(word)]
+            return [*flags, f"resume={quoted(record.parent.absolute())}", *named]
     return arguments
 
 
-def note(folder: str | os.PathLike[str], named: list[str] | None = None) -> None:
-    """Writes into the folder of a run or a sweep how it is resumed, if this SLURM job should be queued again.
+def _cluster() -> str | None:
+    return os.environ.get("SLURM_CLUSTER_NAME")
 
-    `named` are the words for the parts of one's own.
+
+def note(folder: str | os.PathLike[str], named: Sequence[str] = ()) -> None:
+    """Writes into the folder of a run or a sweep whose it is, for the time when this SLURM job is queued again.
+
+    `named` are the words that it is resumed with because it has parts of one's own.
     """
     if job_here() is not None and _typed is not None:
-        named = [word for word in split(_typed)[1] if MAY_BE_CODE.search(word)] if named is None else named
-        again = [f"resume={quoted(Path(folder).absolute())}", *named]
-        record = {"job": job_here(), "words": _typed, "again": again}
+        record = {"job": job_here(), "cluster": _cluster(), "words": _typed, "named": list(named)}
         write(Path(folder, RECORD), (json.dumps(record, indent=2) + "\n").encode())
 
 
@@ -269,9 +266,7 @@ def _ended(jobs: list[str]) -> dict[str, str]:
     if asked.returncode and "Invalid job id" not in asked.stderr:
         return {}  # SLURM's controller is not there just now
     states = dict(line.split() for line in asked.stdout.splitlines())
-    return {
-        job: states.get(job, "one that SLURM has forgotten") for job in jobs if states.get(job, "CANCELLED") in ENDED
-    }
+    return {job: states.get(job, "FORGOTTEN") for job in jobs if job not in states or states[job] in ENDED}
 
 
 def _work(run: Callable[..., JobReturn], *call: Any) -> JobReturn:
