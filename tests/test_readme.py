@@ -56,7 +56,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("python ")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, marks=pytest.mark.long) if "joblib" in command else command
+        for command in COMMANDS
+        if command.startswith("python ")
+    ],
+)
 def test_a_command_runs(command: str, folder: Path) -> None:
     words = shlex.split(command)[1:]
     if words[0] == "-m":

@@ -87,6 +87,7 @@ def exact_score(folder: Path) -> float:
     return checkpoint.read(folder / "checkpoints" / "best.ckpt")["metrics"]["val/acc"]
 
 
+@pytest.mark.long
 @pytest.mark.promise("a killed search goes on as if it had not been", "SIGKILL within a trial")
 def test_a_killed_study_goes_on(tune: Callable[..., Ended], tmp_path: Path) -> None:
     assert tune(*WORDS, "trials=5", "study=whole").code == 0
@@ -133,6 +134,7 @@ def test_a_study_killed_at_random_moments(
     record_property("tried", kills)
 
 
+@pytest.mark.long
 @pytest.mark.promise("several processes work on one search, and none of its trials is lost or run twice", "three")
 @pytest.mark.parametrize(
     "storage",
@@ -169,6 +171,7 @@ def test_a_signal_ends_a_study_with_a_report(tune: Callable[..., Ended], tmp_pat
     assert "| interrupted, again as" in out and (tmp_path / "study" / "history.png").exists()
 
 
+@pytest.mark.long
 def test_a_failed_trial_is_a_row(tune: Callable[..., Ended], tmp_path: Path) -> None:
     (tmp_path / "conf/tune/small.yaml").write_text(
         SMALL.partition("space:")[0] + "space: {optimizer.lr: [1e30, 0.01]}\n"
