@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mnist_pl.runs import config  # noqa: F401  # registers the schema
 from mnist_pl.runs.build import build, threads
+from mnist_pl.runs.check import check_test_batches
 from mnist_pl.runs.claim import holding, is_own
 from mnist_pl.runs.consent import again, check_consent, named
 from mnist_pl.runs.errors import one_line_errors, set_up_process
@@ -62,6 +63,7 @@ def main(cfg: DictConfig) -> float | None:
         data.prepare_data()
         data.setup("fit")
         check_same_data(data.dataset)
+        check_test_batches(trainer, data)
         if cfg.data.get("dataset") not in (None, data.dataset):  # the fallback
             cfg.data.dataset = data.dataset
         if trainer.is_global_zero:

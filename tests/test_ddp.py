@@ -27,6 +27,7 @@ THREE = ("trainer.accelerator=cpu", "trainer.devices=3", "data.val_size=201", "d
 FORK = "trainer.strategy=ddp_fork"
 OURS = {"PYTHONPATH": str(ROOT / "tests")}  # for the processes that are programs of their own
 LONG = pytest.mark.long
+SCORES = ("val/loss", "val/acc", "test/loss", "test/acc")
 
 
 class Strike(Callback):
@@ -241,13 +242,16 @@ SGD = ("data=digits", "model=mlp", "optimizer=sgd", "optimizer.lr=0.1", "schedul
     [
         (2, 32, "trainer.max_epochs=1"),
         pytest.param(2, 32, "trainer.max_steps=20", marks=LONG),
-        pytest.param(3, 27, "trainer.max_epochs=1", marks=LONG),
+        pytest.param(3, 28, "trainer.max_epochs=1", marks=LONG),
     ],
 )
 def test_several_processes_learn_what_one_does_with_the_joint_batch(
     run: Run, tmp_path: Path, processes: int, size: int, length: str
 ) -> None:
-    """An epoch has 1,297 images: 20 steps of 64 in two processes, and one of nine and eight, that weigh alike."""
+    """An epoch has 1,297 images: 20 steps of 64 in two processes, and one of nine and eight images.
+
+    In three, 15 of 84, and one of 13, 12 and 12.
+    """
     ddp = ["trainer=ddp", "trainer.strategy=ddp_fork", f"trainer.devices={processes}", f"data.batch_size={size}"]
     for name, words in {"one": [f"data.batch_size={processes * size}"], "several": ddp}.items():
         ended = run("train.py", *SGD, *words, length, "trainer.accelerator=cpu", f"hydra.run.dir={name}")
@@ -256,7 +260,7 @@ def test_several_processes_learn_what_one_does_with_the_joint_batch(
     for name in ("one", "several"):
         last = checkpoint.read(tmp_path / name / "checkpoints" / "last.ckpt")
         weights.append(torch.cat([value.flatten() for value in last["state_dict"].values()]))
-    assert last["global_step"] == {"trainer.max_steps=20": 20}.get(length, {2: 21, 3: 17}[processes])
+    assert last["global_step"] == {"trainer.max_steps=20": 20}.get(length, {2: 21, 3: 16}[processes])
     difference = float((weights[0] - weights[1]).abs().max())
     print(f"after {last['global_step']} steps the weights differ by {difference:.1e} at the most")
     assert 0 < difference < 1e-6

@@ -134,6 +134,7 @@ STOP = "+callbacks.stop={_target_:lightning.pytorch.callbacks.EarlyStopping,moni
         ("trainer.profiler=1", ["trainer.profiler", "1"]),
         ("trainer.accumulate_grad_batches=abc", ["trainer.accumulate_grad_batches", "whole number", "'abc'"]),
         ("trainer.limit_val_batches=1e-9", ["trainer.limit_val_batches", "Try at least"]),
+        ("trainer.limit_test_batches=1e-152", ["trainer.limit_test_batches=1e-152", "at least"]),
         ("trainer.val_check_interval=0", ["trainer.val_check_interval", "positive", "0"]),
         ("model.scheduler={a:1}", ["model.scheduler", "_target_"]),
         ("model.optimizer={_target_:torch.nn.ReLU}", ["model.optimizer._target_=torch.nn.ReLU", "Optimizer"]),

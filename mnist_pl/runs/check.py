@@ -21,8 +21,10 @@ from mnist_pl.runs.errors import GROUPS, suggest
 from mnist_pl.storage import one_line
 
 if TYPE_CHECKING:
+    from lightning import Trainer
     from torch.optim import Optimizer
 
+    from mnist_pl.data import MNISTDataModule
     from mnist_pl.models import DigitClassifier
 
 KINDS = {
@@ -222,6 +224,18 @@ def check_size(sketch: "DigitClassifier") -> None:
         if count * FOR_EACH_WEIGHT > memory:
             raise ValueError(f"{count:,} parameters are more than this machine has memory for")
     measure(sketch)
+
+
+def check_test_batches(trainer: "Trainer", data: "MNISTDataModule") -> None:
+    """Raises ValueError where a share of the test images is less than one batch; Lightning sees that after training."""
+    share = trainer.limit_test_batches
+    if isinstance(share, float) and 0 < share < 1:
+        count = len(data.test_dataloader())
+        if int(count * share) < 1:
+            raise ValueError(
+                f"trainer.limit_test_batches={share}: is less than one of the {count} batches of test images; say at "
+                f"least {1 / count:.2g}, or 0 for no test"
+            )
 
 
 def try_step(model: "DigitClassifier", optimizer: "Optimizer | None" = None) -> None:
