@@ -158,6 +158,27 @@ def test_several_processes_work_on_one_study(tune: Callable[..., Ended], tmp_pat
     assert len(took_part) > 1
 
 
+def test_a_trial_that_has_just_finished_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process's, which was under way when the trials were listed and ends before its lock is looked at."""
+    import optuna
+
+    study = optuna.create_study()
+    trial = study.ask()
+    lock = tmp_path / "0" / search.LOCK
+    lock.parent.mkdir()
+    lock.touch()
+    real = search.FileLock
+
+    def ends_meanwhile(*args: Any, **kwargs: Any) -> Any:
+        study.tell(trial, 1.0)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(search, "FileLock", ends_meanwhile)
+    search._give_up_the_dead(study, tmp_path, shared=False)
+    (only,) = study.get_trials()
+    assert only.value == 1.0
+
+
 def test_a_signal_ends_a_study_with_a_report(tune: Callable[..., Ended], tmp_path: Path) -> None:
     process = start(tmp_path, "mnist_pl/tune.py", *WORDS, "trials=100")
     while not (tmp_path / "study" / "2" / "metrics.csv").exists() and process.is_alive():

@@ -205,7 +205,9 @@ def _give_up_the_dead(study: "Study", folder: Path, shared: bool) -> None:
         path = folder / str(trial.number) / LOCK
         if path.exists():
             with suppress(Timeout), FileLock(path, blocking=False):
-                _end_and_try_again(study, trial)
+                # Looked at again: a trial that has just finished had its lock until now, too.
+                if study.get_trials(deepcopy=False)[trial.number].state == TrialState.RUNNING:
+                    _end_and_try_again(study, trial)
         elif not shared:
             _end_and_try_again(study, trial)
 
