@@ -81,7 +81,7 @@ def read_pictures(paths: Sequence[str | os.PathLike[str]]) -> tuple[Gray, list[s
         warnings.filterwarnings("ignore", module="PIL")  # about metadata; what stops it from reading it raises
         for path in paths:
             try:
-                gray = _load(path)
+                gray = load(path)
                 # MNIST's own size is looked at for many at a time: ten thousand such digits are no rare folder.
                 whole.append(gray if gray.shape == (SIDE, SIDE) else prepare(gray))
                 names.append(os.fspath(path))
@@ -99,8 +99,12 @@ def read_pictures(paths: Sequence[str | os.PathLike[str]]) -> tuple[Gray, list[s
     return images[kept], [names[index] for index in kept], errors
 
 
-def _load(path: str | os.PathLike[str]) -> Gray:
-    """(H, W). Raises ValueError where the file is not a readable picture."""
+def load(path: str | os.PathLike[str]) -> Gray:
+    """(H, W) luminance, turned as the camera was held.
+
+    Raises:
+        ValueError: the file is not a readable picture.
+    """
     try:
         return _gray(_open(_read(path)))
     except SyntaxError as error:
