@@ -41,7 +41,7 @@ def find_ink(gray: Gray) -> Page:  # (H, W)
     if longer > WORKING or longer < SMALL:
         scale = (WORKING if longer > WORKING else SMALL) / longer
         how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-        gray = cv2.resize(gray, None, fx=scale, fy=scale, interpolation=how)  # type: ignore[call-overload]
+        gray = cv2.resize(gray, None, fx=scale, fy=scale, interpolation=how)
     paper, sign = _paper(gray)
     away = (paper - gray.astype(np.float32)) * sign
     ink = away / np.maximum(paper if sign > 0 else 255 - 0.5 * paper, 48)
@@ -56,7 +56,7 @@ def _paper(gray: Gray) -> tuple[Ink, int]:
     First by a median wide enough for any stroke; then, without what that takes for ink, by a narrow one, which follows
     the edge of a shadow.
     """
-    small = cv2.resize(gray, None, fx=(f := min(1.0, ROUGH / max(gray.shape))), fy=f, interpolation=cv2.INTER_AREA)  # type: ignore[call-overload]
+    small = cv2.resize(gray, None, fx=(f := min(1.0, ROUGH / max(gray.shape))), fy=f, interpolation=cv2.INTER_AREA)
     side = min(small.shape)
     rough = _median(small, 0.6 * side)
     away = rough.astype(np.float32) - small

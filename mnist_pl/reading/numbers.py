@@ -4,17 +4,19 @@ The ink's parts are joined to digits and ordered into lines; the network then ju
 a wide part is one digit or several that touch, and whether something is a digit at all.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import atan2, cos, degrees, radians, sin
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mnist_pl.data.digits import SIDE
-from mnist_pl.reading.ink import Gray, Ink, Part, as_mnist, find_ink, find_parts
-from mnist_pl.reading.pictures import is_prepared
+from mnist_pl.reading.ink import Gray, Ink, Page, Part, as_mnist, find_ink, find_parts
+from mnist_pl.reading.pictures import is_prepared, load
 
 if TYPE_CHECKING:
     from mnist_pl.models import DigitClassifier
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 Box = tuple[int, int, int, int]  # left, top, right, bottom: pixels of the picture; right and bottom are not in it
 Probabilities = NDArray[np.float32]
 
+TOGETHER, PIXELS = 500, 16_000_000  # pictures that are decoded before the network gets them, and their pixels, at most
+AT_ONCE = 250  # images for the network; small enough for the activations to stay in a processor's cache
 SURE, NO_DIGIT = 0.8, 0.5  # confidences below which an answer is "unsure", and below which it is none
 SPECK = 0.22  # of the digits' height: what is smaller than that is none
 LOOSE = 0.75  # of the digits' height: what is lower than that may be a piece of one
@@ -50,32 +54,101 @@ class Digit:
 
 @dataclass(frozen=True)
 class Answer:
-    """`text` is "7", "1357", or lines as "12345/67890"; empty where there is no digit. `confidence` is in [0, 1]."""
+    """`text` is "7", "1357", or lines as "12345/67890"; empty where there is no digit.
+
+    `confidence`, in [0, 1], is that the whole of it is right; `note` is "blank", "not a digit", "unsure" or empty.
+    """
 
     text: str
     confidence: float
-    note: str  # "", "blank", "not a digit", "unsure"
-    digits: tuple[Digit, ...]
+    note: str
+    digits: tuple[Digit, ...] = ()
+    refused: tuple[Digit, ...] = ()  # what else is on the picture, and was not taken for a digit
+
+    def as_dict(self) -> dict[str, Any]:
+        """Of plain values, for JSON."""
+        digits = [
+            {
+                **{name: getattr(digit, name) for name in ("line", "place", "digit", "confidence", "box")},
+                "probabilities": digit.probabilities.tolist(),
+            }
+            for digit in self.digits
+        ]
+        return {"answer": self.text, "confidence": self.confidence, "note": self.note, "digits": digits}
 
 
 Seen = tuple[Part, Gray, Probabilities]  # a part, as the network sees it, and what it says
 
-BLANK = Answer("", 1.0, "blank", ())
+WHOLE = Part(0, 0, np.zeros((SIDE, SIDE), np.float32))
+
+
+def read_files(
+    model: "DigitClassifier", paths: Sequence[str | os.PathLike[str]]
+) -> Iterator[tuple[str, "Answer | ValueError"]]:
+    """Each picture's path, in their order, and its answer, or why it cannot be read.
+
+    The next ones are decoded while the network looks at those before.
+    """
+    with ThreadPoolExecutor(1) as network:
+        waiting: list[Future[list[tuple[str, Answer | ValueError]]]] = []
+        for group in _load_in_groups(paths):
+            waiting.append(network.submit(_read_group, model, group))
+            if len(waiting) > 2:
+                yield from waiting.pop(0).result()
+        for future in waiting:
+            yield from future.result()
+
+
+Loaded = list[tuple[str, Gray | ValueError]]
+
+
+def _load_in_groups(paths: Sequence[str | os.PathLike[str]]) -> Iterator[Loaded]:
+    group: Loaded = []
+    pixels = 0
+    for path in paths:
+        try:
+            gray = load(path)
+            pixels += gray.size
+            group.append((os.fspath(path), gray))
+        except ValueError as error:
+            group.append((os.fspath(path), error))
+        if len(group) >= TOGETHER or pixels >= PIXELS:
+            yield group
+            group, pixels = [], 0
+    yield group
+
+
+def _read_group(model: "DigitClassifier", group: Loaded) -> list[tuple[str, Answer | ValueError]]:
+    """Those in MNIST's form are shown to the network together: ten thousand such digits are no rare folder."""
+    small = [i for i, (_, gray) in enumerate(group) if isinstance(gray, np.ndarray) and gray.shape == (SIDE, SIDE)]
+    images = np.array([group[i][1] for i in small], np.uint8).reshape(-1, SIDE, SIDE)
+    ready = is_prepared(images)
+    said = iter(classify(model, images[ready]))
+    answers: dict[int, Answer] = {}
+    for i, image, is_ready in zip(small, images, ready, strict=True):
+        if is_ready:
+            answers[i] = _answer([[(WHOLE, image, next(said))]], 1.0)
+    return [
+        (path, gray if isinstance(gray, ValueError) else answers[i] if i in answers else read(model, gray))
+        for i, (path, gray) in enumerate(group)
+    ]
 
 
 def read(model: "DigitClassifier", gray: Gray) -> Answer:  # (H, W)
+    """What is in MNIST's form already is shown to the network as it is."""
     if gray.shape == (SIDE, SIDE) and is_prepared(gray[None])[0]:
-        whole = Part(0, 0, np.ones(gray.shape, np.float32))
-        return _answer([[(whole, gray, classify(model, gray[None])[0])]], 1.0)
-    try:
-        page = find_ink(gray)
-        parts = find_parts(page)
-    except ValueError:
-        return BLANK
+        return _answer([[(WHOLE, gray, classify(model, gray[None])[0])]], 1.0)
+    page = find_ink(gray)
+    lines, tall = find_digits(page)
+    return _answer([_look(model, line, tall) for line in lines], 1 / page.scale)
+
+
+def find_digits(page: Page) -> tuple[list[list[Part]], float]:
+    """By the ink's geometry alone: lines, top to bottom, of parts, left to right; and the digits' height in pixels."""
+    parts = find_parts(page)
     tall = typical_height(parts)
-    digits = join([part for part in parts if max(part.height, part.width) >= SPECK * tall], tall)
-    lines = [_look(model, line, tall) for line in in_lines(digits, tall)]
-    return _answer(lines, 1 / page.scale)
+    large = [part for part in parts if max(part.height, part.width) >= SPECK * tall]
+    return in_lines(join(large, tall), tall), tall
 
 
 def classify(model: "DigitClassifier", images: Gray) -> Probabilities:  # (N, 28, 28) -> (N, 10)
@@ -83,27 +156,31 @@ def classify(model: "DigitClassifier", images: Gray) -> Probabilities:  # (N, 28
 
     from mnist_pl.data import to_float
 
+    parts = torch.from_numpy(images).split(AT_ONCE)
     with torch.inference_mode():
-        return model(to_float(torch.from_numpy(images))).softmax(dim=1).numpy()
+        return torch.cat([model(to_float(part)).softmax(dim=1) for part in parts]).numpy()
 
 
 def _answer(lines: list[list[Seen]], scale: float) -> Answer:
     """Without what is no digit. `scale` brings a box back to the picture's pixels."""
     if not any(lines):
-        return BLANK
-    kept = [[seen for seen in line if seen[2].max() >= NO_DIGIT] for line in lines]
-    kept = [line for line in kept if line]
+        return Answer("", 1.0, "blank")
+    kept = [line for line in ([seen for seen in line if seen[2].max() >= NO_DIGIT] for line in lines) if line]
+    digits = _digits(kept, scale)
+    refused = _digits([[seen for seen in line if seen[2].max() < NO_DIGIT] for line in lines], scale)
     if not kept:
-        best = max(float(seen[2].max()) for line in lines for seen in line)
-        return Answer("", 1 - best, "not a digit", ())
-    digits = tuple(
-        Digit(row, place, _box(part, scale), image, probabilities)
-        for row, line in enumerate(kept)
-        for place, (part, image, probabilities) in enumerate(line)
-    )
+        return Answer("", 1 - max(digit.confidence for digit in refused), "not a digit", (), refused)
     confidence = float(np.prod([digit.confidence for digit in digits]))
     text = "/".join("".join(str(int(seen[2].argmax())) for seen in line) for line in kept)
-    return Answer(text, confidence, "unsure" if confidence < SURE else "", digits)
+    return Answer(text, confidence, "unsure" if confidence < SURE else "", digits, refused)
+
+
+def _digits(lines: list[list[Seen]], scale: float) -> tuple[Digit, ...]:
+    return tuple(
+        Digit(row, place, _box(part, scale), image, probabilities)
+        for row, line in enumerate(lines)
+        for place, (part, image, probabilities) in enumerate(line)
+    )
 
 
 def _box(part: Part, scale: float) -> Box:

@@ -9,8 +9,6 @@ import io
 import os
 import stat
 import struct
-import warnings
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -72,32 +70,6 @@ def find_pictures(path: str | os.PathLike[str]) -> list[Path]:
     if not found:
         raise ValueError(f"input={printable(path)}: the folder holds no picture; PNG and JPEG files are read")
     return [Path(name) for name in sorted(found)]
-
-
-def read_pictures(paths: Sequence[str | os.PathLike[str]]) -> tuple[Gray, list[str], list[str]]:
-    """-> (N, 28, 28), light ink on 0, of the pictures that can be read; their paths; a line for each of the others."""
-    whole: list[Gray] = []
-    names, errors = [], []
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")  # about metadata; what stops it from reading it raises
-        for path in paths:
-            try:
-                gray = load(path)
-                # MNIST's own size is looked at for many at a time: ten thousand such digits are no rare folder.
-                whole.append(gray if gray.shape == (SIDE, SIDE) else prepare(gray))
-                names.append(os.fspath(path))
-            except ValueError as error:
-                errors.append(printable(f"{os.fspath(path)}: {error}"))
-    images = np.stack(whole) if whole else np.empty((0, SIDE, SIDE), np.uint8)
-    bad = set()
-    for index in np.flatnonzero(~is_prepared(images)):
-        try:
-            images[index] = prepare(images[index])
-        except ValueError as error:
-            errors.append(printable(f"{names[index]}: {error}"))
-            bad.add(index)
-    kept = [index for index in range(len(names)) if index not in bad]
-    return images[kept], [names[index] for index in kept], errors
 
 
 def load(path: str | os.PathLike[str]) -> Gray:
@@ -225,5 +197,3 @@ def is_prepared(images: Gray) -> NDArray[np.bool_]:  # (N, 28, 28) -> (N,)
         centres.append(profile @ np.arange(SIDE) / np.maximum(profile.sum(axis=1), 1))
     side = np.maximum(*sides)
     return (side >= BOX - 1) & (side <= BOX) & (np.abs(np.stack(centres) - CENTRE).max(axis=0) <= 1)
-
-
