@@ -18,6 +18,10 @@ WORKING = 1600  # pixels of the longer side that are looked at, at most
 SMALL = 160  # and at least: a smaller picture is enlarged, so that its strokes are some pixels wide
 ROUGH = 320  # pixels of the longer side, where the paper is looked at
 WIDEST = 0.25  # of the shorter side; what is thicker than that is no stroke, but a shadow or a desk
+GRAIN = 0.0008  # of the longer side: paper and cameras are grainier than strokes are thin
+RULE = 0.55  # of the picture's width: lines at least that long are rules
+ACROSS = 0.85  # ... or that long, where there is but one
+STEEPEST = 0.27  # of which none falls more than that, 15 degrees
 FAINTEST = 0.045  # of the paper's brightness: less contrast than that is no ink
 SIGMAS = 4.5  # over the noise of the paper
 FAINT = 0.3  # of the darkness of most of the ink: fainter than that is a smear, or the back of the page
@@ -26,52 +30,57 @@ SHARE = 0.35  # of the darkest in it: where the outline of a stroke is
 
 @dataclass(frozen=True)
 class Page:
-    """`ink` is (H, W), 0 on paper, and of about the ink's share of the light where there is ink; `scale` is its size
-    over that of the picture."""
+    """`ink` is (H, W): 0 on paper, and where there is ink the share of the light that it takes."""
 
     ink: Ink
     floor: float  # what is fainter is paper
-    scale: float
+    scale: float  # its size over that of the picture
 
 
 def find_ink(gray: Gray) -> Page:  # (H, W)
-    """Raises ValueError where there is none."""
     scale = 1.0
     longer = max(gray.shape)
     if longer > WORKING or longer < SMALL:
         scale = (WORKING if longer > WORKING else SMALL) / longer
-        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-        gray = cv2.resize(gray, None, fx=scale, fy=scale, interpolation=how)
-    paper, sign = _paper(gray)
-    away = (paper - gray.astype(np.float32)) * sign
-    ink = away / np.maximum(paper if sign > 0 else 255 - 0.5 * paper, 48)
-    noise = 1.4826 * float(np.median(np.abs(ink)))
-    floor = max(SIGMAS * noise, FAINTEST)
-    return Page(np.maximum(ink, 0).astype(np.float32), floor, scale)
+        size = max(1, round(gray.shape[1] * scale)), max(1, round(gray.shape[0] * scale))
+        gray = cv2.resize(gray, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    paper, over, sign = _paper(gray)
+    gray = cv2.GaussianBlur(gray, (0, 0), GRAIN * max(gray.shape))
+    away = np.minimum((paper - gray.astype(np.float32)) * sign, (over - gray.astype(np.float32)) * sign)
+    typical = float(np.median(paper))
+    light = np.maximum(paper, 0.5 * typical) if sign > 0 else 255 - 0.5 * paper
+    ink = away / np.maximum(light, 32)
+    noise = 1.4826 * float(np.median(np.abs(ink - np.median(ink))))
+    floor = float(np.median(ink)) + max(SIGMAS * noise, FAINTEST)
+    page = Page(np.maximum(ink, 0).astype(np.float32), floor, scale)
+    return Page(without_rules(page), floor, scale)
 
 
-def _paper(gray: Gray) -> tuple[Ink, int]:
-    """The paper's brightness below the ink, (H, W); 1 where the ink is darker, -1 where it is lighter.
+def _paper(gray: Gray) -> tuple[Ink, Ink, int]:
+    """The paper's brightness below the ink, (H, W), twice; and 1 where the ink is darker, -1 where it is lighter.
 
     First by a median wide enough for any stroke; then, without what that takes for ink, by a narrow one, which follows
-    the edge of a shadow.
+    the edge of a shadow. A closing (for light ink an opening) follows corners, where a median rounds them: ink is what
+    stands out against both.
     """
-    small = cv2.resize(gray, None, fx=(f := min(1.0, ROUGH / max(gray.shape))), fy=f, interpolation=cv2.INTER_AREA)
+    share = min(1.0, ROUGH / max(gray.shape))
+    size = max(1, round(gray.shape[1] * share)), max(1, round(gray.shape[0] * share))
+    small = cv2.resize(gray, size, interpolation=cv2.INTER_AREA)
     side = min(small.shape)
-    rough = _median(small, 0.6 * side)
-    away = rough.astype(np.float32) - small
-    sign = 1 if _strength(away) >= _strength(-away) else -1
-    apart = np.clip(away * sign, 0, 255).astype(np.uint8)
+    rough = _median(small, 0.6 * side).astype(np.float32)
+    sign = 1 if _strength(rough - small) >= _strength(small - rough) else -1
+    apart = np.clip((rough - small) * sign, 0, 255).astype(np.uint8)
     limit = max(cv2.threshold(apart, 0, 255, cv2.THRESH_OTSU)[0] / 2, 6)
     mask = (apart > limit).astype(np.uint8)
-    thick = cv2.morphologyEx(np.pad(mask, side // 2), cv2.MORPH_OPEN, _disc(WIDEST * side))
-    thick = cv2.dilate(thick, _disc(0.04 * side))[side // 2 : -(side // 2), side // 2 : -(side // 2)]
-    mask[thick > 0] = 0
+    mask[_thick(mask, WIDEST * side)] = 0
     mask = cv2.dilate(mask, _disc(0.02 * side))
-    filled = _fill(small, mask)
-    fine = _median(filled, 0.12 * side)
-    paper = cv2.resize(fine, gray.shape[::-1], interpolation=cv2.INTER_LINEAR)
-    return paper.astype(np.float32), sign
+    fine = _median(_fill(small, mask), 0.12 * side)
+    width = 2 * int(WIDEST * side / 2) + 1
+    how = cv2.MORPH_CLOSE if sign > 0 else cv2.MORPH_OPEN
+    over = cv2.morphologyEx(cv2.GaussianBlur(small, (0, 0), 0.8), how, np.ones((width, width), np.uint8))
+    back = gray.shape[::-1]
+    paper, over = (cv2.resize(one, back, interpolation=cv2.INTER_LINEAR).astype(np.float32) for one in (fine, over))
+    return paper, over, sign
 
 
 def _strength(away: Ink) -> float:
@@ -79,35 +88,98 @@ def _strength(away: Ink) -> float:
     return float((np.maximum(away, 0) ** 2).mean())
 
 
+def _thick(mask: Gray, size: float) -> Mask:
+    """What is wider than any stroke: a shadow, a desk."""
+    pad = int(size) + 1
+    opened = cv2.morphologyEx(np.pad(mask, pad, mode="edge"), cv2.MORPH_OPEN, _disc(size))
+    return cv2.dilate(opened, _disc(0.15 * size))[pad:-pad, pad:-pad] > 0
+
+
 def _fill(gray: Gray, mask: Gray) -> Gray:
     """What is masked becomes as what is around it, nearest first."""
     known = (mask == 0).astype(np.float32)
-    value, done = gray * known, known.copy()
+    value = gray * known
     result = gray.astype(np.float32)
     missing = mask > 0
     size = 3.0
     while missing.any() and size < 2 * max(gray.shape):
         weight = cv2.GaussianBlur(known, (0, 0), size)
-        filled = cv2.GaussianBlur(value, (0, 0), size) / np.maximum(weight, 1e-6)
         now = missing & (weight > 0.02)
-        result[now] = filled[now]
+        result[now] = (cv2.GaussianBlur(value, (0, 0), size) / np.maximum(weight, 1e-6))[now]
         missing &= ~now
         size *= 2
-    del done
     return result.round().clip(0, 255).astype(np.uint8)
 
 
 def _median(gray: Gray, size: float) -> Gray:
-    """With the border mirrored, which a median would else be drawn to."""
-    width = 2 * int(min(size, 255) / 2) + 1
+    """As if the picture went on beyond its border."""
+    width = min(2 * int(size / 2) + 1, 255)
     pad = width // 2
-    padded = cv2.copyMakeBorder(gray, pad, pad, pad, pad, cv2.BORDER_REPLICATE)
-    return np.ascontiguousarray(cv2.medianBlur(padded, width)[pad:-pad, pad:-pad]) if pad else gray
+    if pad == 0:
+        return gray
+    padded = cv2.copyMakeBorder(gray, pad, pad, pad, pad, cv2.BORDER_REFLECT)
+    return np.ascontiguousarray(cv2.medianBlur(padded, width)[pad:-pad, pad:-pad])
 
 
 def _disc(size: float) -> Gray:
     width = max(1, 2 * int(size / 2) + 1)
-    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width)).astype(np.uint8)
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
+
+
+def without_rules(page: Page) -> Ink:
+    """Without the straight lines across the page: those of ruled and squared paper, frames, the paper's own edges."""
+    ink = page.ink.copy()
+    for axis in (0, 1):
+        turned = ink if axis == 0 else ink.T
+        _erase_rules(turned, page.floor, alone=axis == 0)
+    return ink
+
+
+def _erase_rules(ink: Ink, floor: float, alone: bool) -> None:
+    """Those that are about level; one alone only where it may be: an upright one is a 1."""
+    height, width = ink.shape
+    share = min(1.0, 2 * ROUGH / max(ink.shape))
+    inked = (ink > floor).astype(np.uint8)
+    small = cv2.resize(inked, None, fx=share, fy=share, interpolation=cv2.INTER_AREA) if share < 1 else inked
+    length = RULE * small.shape[1]
+    lines = cv2.HoughLinesP(small, 1, np.pi / 720, int(0.6 * length), minLineLength=length, maxLineGap=0.08 * length)
+    level = [] if lines is None else [line for line in lines.reshape(-1, 4).tolist() if _falls(line) < STEEPEST]
+    rows = sorted((line[1] + line[3]) / 2 / share for line in level)
+    if not rows:
+        return
+    if rows[-1] - rows[0] < 0.05 * height and (not alone or max(x1 - x0 for x0, _, x1, _ in level) < ACROSS * small.shape[1]):
+        return
+    inked = np.ascontiguousarray(inked)
+    runs = _runs(inked)
+    band = np.zeros(ink.shape, np.uint8)
+    for x0, y0, x1, y1 in level:
+        fall = (y1 - y0) / (x1 - x0) if x1 != x0 else 0.0
+        ends = (0, round((y0 - x0 * fall) / share)), (width - 1, round((y0 - x0 * fall) / share + width * fall))
+        cv2.line(band, *ends, 1, 1)
+    on_line = (band > 0) & (inked > 0)
+    if not on_line.any():
+        return
+    thick = float(np.median(runs[on_line]))
+    if thick > 0.04 * height:  # a bar of a digit that fills the picture
+        return
+    band = cv2.dilate(band, np.ones((2 * int(thick) + 3, 1), np.uint8))
+    ink[(band > 0) & (runs <= 1.6 * thick + 1)] = 0
+
+
+def _falls(line: list[int]) -> float:
+    x0, y0, x1, y1 = line
+    return abs(y1 - y0) / max(abs(x1 - x0), 1)
+
+
+def _runs(mask: Gray) -> NDArray[np.int32]:  # (H, W) -> (H, W)
+    """For each pixel of the mask, how many of it are above one another there."""
+    down = np.zeros(mask.shape, np.int32)
+    up = np.zeros(mask.shape, np.int32)
+    for row in range(len(mask)):
+        down[row] = (down[row - 1] + 1) * mask[row] if row else mask[row]
+    for row in range(len(mask) - 1, -1, -1):
+        up[row] = (up[row + 1] + 1) * mask[row] if row < len(mask) - 1 else mask[row]
+    return np.where(mask > 0, down + up - 1, 0)
 
 
 @dataclass
@@ -137,7 +209,7 @@ class Part:
 
 def find_parts(page: Page) -> list[Part]:
     """Each with its own contrast, so that a faint pencil counts beside a pen; grain and smears are left out."""
-    ink = without_rules(page)
+    ink = page.ink
     _, labels = cv2.connectedComponents((ink > page.floor).astype(np.uint8), connectivity=8)
     peaks = _peaks(cv2.GaussianBlur(ink, (0, 0), 1.0), labels)
     sizes = np.bincount(labels.ravel(), minlength=len(peaks)).astype(float)
@@ -169,11 +241,6 @@ def _peaks(ink: Ink, labels: NDArray[np.int32]) -> NDArray[np.float32]:  # -> (l
     inked = labels > 0
     np.maximum.at(peaks, labels[inked], ink[inked])
     return peaks
-
-
-def without_rules(page: Page) -> Ink:
-    """Without the lines of ruled and squared paper, and frames: straight ones across most of the page."""
-    return page.ink
 
 
 def as_mnist(ink: Ink) -> Gray:  # (H, W) in [0, 1], cut to its box -> (28, 28), light ink on 0
