@@ -17,9 +17,12 @@ STROKE = (0.10, 0.16)  # stroke width over the digit's longer side: 20th and 80t
 WORKING = 1600  # pixels of the longer side that are looked at, at most
 SMALL = 160  # and at least: a smaller picture is enlarged, so that its strokes are some pixels wide
 ROUGH = 320  # pixels of the longer side, where the paper is looked at
-WIDEST = 0.25  # of the shorter side; what is thicker than that is no stroke, but a shadow or a desk
+WIDEST = 0.2  # of the shorter side; what is thicker than that is no stroke, but a shadow or a desk
 GRAIN = 0.0008  # of the longer side: paper and cameras are grainier than strokes are thin
 RULE = 0.55  # of the picture's width: lines at least that long are rules
+DESK = 0.4  # of the paper's brightness: what is darker, and wide, is no paper
+STEP = 0.05  # of the paper's brightness, in one of ROUGH pixels: no light falls off like that
+ON_EDGE = 0.7  # of a part's pixels: then it is but the edge's
 ACROSS = 0.85  # ... or that long, where there is but one
 STEEPEST = 0.27  # of which none falls more than that, 15 degrees
 FAINTEST = 0.045  # of the paper's brightness: less contrast than that is no ink
@@ -34,17 +37,19 @@ class Page:
 
     ink: Ink
     floor: float  # what is fainter is paper
+    edges: Mask  # (H, W), where the paper's brightness jumps: what is only there is the edge of a shadow or a page
     scale: float  # its size over that of the picture
 
 
-def find_ink(gray: Gray) -> Page:  # (H, W)
+def find_ink(gray: Gray, widest: float = WIDEST, other: bool = False) -> Page:  # (H, W)
+    """`widest` is that of a stroke, of the picture's shorter side; `other` looks for ink of the less likely polarity."""
     scale = 1.0
     longer = max(gray.shape)
     if longer > WORKING or longer < SMALL:
         scale = (WORKING if longer > WORKING else SMALL) / longer
         size = max(1, round(gray.shape[1] * scale)), max(1, round(gray.shape[0] * scale))
         gray = cv2.resize(gray, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    paper, over, sign = _paper(gray)
+    paper, over, sign = _paper(gray, widest, other)
     gray = cv2.GaussianBlur(gray, (0, 0), GRAIN * max(gray.shape))
     away = np.minimum((paper - gray.astype(np.float32)) * sign, (over - gray.astype(np.float32)) * sign)
     typical = float(np.median(paper))
@@ -52,11 +57,10 @@ def find_ink(gray: Gray) -> Page:  # (H, W)
     ink = away / np.maximum(light, 32)
     noise = 1.4826 * float(np.median(np.abs(ink - np.median(ink))))
     floor = float(np.median(ink)) + max(SIGMAS * noise, FAINTEST)
-    page = Page(np.maximum(ink, 0).astype(np.float32), floor, scale)
-    return Page(without_rules(page), floor, scale)
+    return Page(without_rules(np.maximum(ink, 0).astype(np.float32), floor), floor, _edges(paper, typical), scale)
 
 
-def _paper(gray: Gray) -> tuple[Ink, Ink, int]:
+def _paper(gray: Gray, widest: float, other: bool) -> tuple[Ink, Ink, int]:
     """The paper's brightness below the ink, (H, W), twice; and 1 where the ink is darker, -1 where it is lighter.
 
     First by a median wide enough for any stroke; then, without what that takes for ink, by a narrow one, which follows
@@ -68,19 +72,30 @@ def _paper(gray: Gray) -> tuple[Ink, Ink, int]:
     small = cv2.resize(gray, size, interpolation=cv2.INTER_AREA)
     side = min(small.shape)
     rough = _median(small, 0.6 * side).astype(np.float32)
-    sign = 1 if _strength(rough - small) >= _strength(small - rough) else -1
+    sign = 1 if (_strength(rough - small) >= _strength(small - rough)) != other else -1
     apart = np.clip((rough - small) * sign, 0, 255).astype(np.uint8)
     limit = max(cv2.threshold(apart, 0, 255, cv2.THRESH_OTSU)[0] / 2, 6)
     mask = (apart > limit).astype(np.uint8)
-    mask[_thick(mask, WIDEST * side)] = 0
+    mask[_thick(mask, widest * side)] = 0
     mask = cv2.dilate(mask, _disc(0.02 * side))
     fine = _median(_fill(small, mask), 0.12 * side)
-    width = 2 * int(WIDEST * side / 2) + 1
+    width = 2 * int(widest * side / 2) + 1
     how = cv2.MORPH_CLOSE if sign > 0 else cv2.MORPH_OPEN
     over = cv2.morphologyEx(cv2.GaussianBlur(small, (0, 0), 0.8), how, np.ones((width, width), np.uint8))
     back = gray.shape[::-1]
     paper, over = (cv2.resize(one, back, interpolation=cv2.INTER_LINEAR).astype(np.float32) for one in (fine, over))
     return paper, over, sign
+
+
+def _edges(paper: Ink, typical: float) -> Mask:
+    share = min(1.0, ROUGH / max(paper.shape))
+    size = max(1, round(paper.shape[1] * share)), max(1, round(paper.shape[0] * share))
+    small = cv2.resize(paper, size, interpolation=cv2.INTER_AREA)
+    steps = np.hypot(cv2.Sobel(small, cv2.CV_32F, 1, 0, scale=1 / 8), cv2.Sobel(small, cv2.CV_32F, 0, 1, scale=1 / 8))
+    dark = cv2.morphologyEx((small < DESK * typical).astype(np.uint8), cv2.MORPH_OPEN, _disc(0.05 * min(small.shape)))
+    found = np.maximum(dark, (steps > STEP * typical).astype(np.uint8))
+    found = cv2.dilate(found, _disc(0.04 * min(small.shape)))
+    return cv2.resize(found, paper.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
 
 
 def _strength(away: Ink) -> float:
@@ -126,17 +141,15 @@ def _disc(size: float) -> Gray:
     return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
 
 
-def without_rules(page: Page) -> Ink:
+def without_rules(ink: Ink, floor: float) -> Ink:
     """Without the straight lines across the page: those of ruled and squared paper, frames, the paper's own edges."""
-    ink = page.ink.copy()
-    for axis in (0, 1):
-        turned = ink if axis == 0 else ink.T
-        _erase_rules(turned, page.floor, alone=axis == 0)
+    for turned in (ink, ink.T):
+        _erase_rules(turned, floor)
     return ink
 
 
-def _erase_rules(ink: Ink, floor: float, alone: bool) -> None:
-    """Those that are about level; one alone only where it may be: an upright one is a 1."""
+def _erase_rules(ink: Ink, floor: float) -> None:
+    """Those that are about level. One alone has to be longer than a digit's stroke, and not to be all that there is."""
     height, width = ink.shape
     share = min(1.0, 2 * ROUGH / max(ink.shape))
     inked = (ink > floor).astype(np.uint8)
@@ -147,7 +160,8 @@ def _erase_rules(ink: Ink, floor: float, alone: bool) -> None:
     rows = sorted((line[1] + line[3]) / 2 / share for line in level)
     if not rows:
         return
-    if rows[-1] - rows[0] < 0.05 * height and (not alone or max(x1 - x0 for x0, _, x1, _ in level) < ACROSS * small.shape[1]):
+    alone = rows[-1] - rows[0] < 0.05 * height
+    if alone and max(x1 - x0 for x0, _, x1, _ in level) < ACROSS * small.shape[1]:
         return
     inked = np.ascontiguousarray(inked)
     runs = _runs(inked)
@@ -163,7 +177,9 @@ def _erase_rules(ink: Ink, floor: float, alone: bool) -> None:
     if thick > 0.04 * height:  # a bar of a digit that fills the picture
         return
     band = cv2.dilate(band, np.ones((2 * int(thick) + 3, 1), np.uint8))
-    ink[(band > 0) & (runs <= 1.6 * thick + 1)] = 0
+    rule = (band > 0) & (runs <= 1.6 * thick + 1)
+    if not alone or ink[~rule & (ink > floor)].sum() > 0.3 * ink[rule].sum():
+        ink[rule] = 0
 
 
 def _falls(line: list[int]) -> float:
@@ -220,6 +236,7 @@ def find_parts(page: Page) -> list[Part]:
     typical = peaks[order][np.searchsorted(np.cumsum(sizes[order]), sizes.sum() * 0.6)]
     visible = (peaks >= max(FAINT * typical, 1.3 * page.floor)) & (sizes >= 4)
     visible[0] = False
+    visible &= np.bincount(labels.ravel(), page.edges.ravel(), len(peaks)) < ON_EDGE * np.maximum(sizes, 1)
     low = np.maximum(page.floor, SHARE * peaks)
     solid = (ink > low[labels]) & visible[labels]
     count, numbers, stats, _ = cv2.connectedComponentsWithStats(solid.astype(np.uint8), connectivity=8)

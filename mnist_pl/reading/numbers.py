@@ -27,6 +27,7 @@ Probabilities = NDArray[np.float32]
 TOGETHER, PIXELS = 500, 16_000_000  # pictures that are decoded before the network gets them, and their pixels, at most
 AT_ONCE = 250  # images for the network; small enough for the activations to stay in a processor's cache
 SURE, NO_DIGIT = 0.8, 0.5  # confidences below which an answer is "unsure", and below which it is none
+MOSTLY = 0.6  # of what is on a picture, by height, has to be digits, for it to be a number
 SPECK = 0.22  # of the digits' height: what is smaller than that is none
 LOOSE = 0.75  # of the digits' height: what is lower than that may be a piece of one
 NEAR = 0.25  # of the digits' height: how far a piece may be from the rest
@@ -78,6 +79,9 @@ class Answer:
 
 
 Seen = tuple[Part, Gray, Probabilities]  # a part, as the network sees it, and what it says
+
+# How a picture is looked at, until there is an answer: again for very wide strokes, and for the other polarity.
+LOOKS: tuple[dict[str, Any], ...] = ({}, {"widest": 0.45}, {"other": True})
 
 WHOLE = Part(0, 0, np.zeros((SIDE, SIDE), np.float32))
 
@@ -138,17 +142,22 @@ def read(model: "DigitClassifier", gray: Gray) -> Answer:  # (H, W)
     """What is in MNIST's form already is shown to the network as it is."""
     if gray.shape == (SIDE, SIDE) and is_prepared(gray[None])[0]:
         return _answer([[(WHOLE, gray, classify(model, gray[None])[0])]], 1.0)
-    page = find_ink(gray)
-    lines, tall = find_digits(page)
-    return _answer([_look(model, line, tall) for line in lines], 1 / page.scale)
+    answers: list[Answer] = []
+    for look in LOOKS:
+        page = find_ink(gray, **look)
+        lines, tall = find_digits(page)
+        answers.append(_answer([_look(model, line, tall) for line in lines], 1 / page.scale))
+        if answers[-1].text:
+            return answers[-1]
+    return next((answer for answer in answers if answer.note != "blank"), answers[0])
 
 
 def find_digits(page: Page) -> tuple[list[list[Part]], float]:
     """By the ink's geometry alone: lines, top to bottom, of parts, left to right; and the digits' height in pixels."""
     parts = find_parts(page)
     tall = typical_height(parts)
-    large = [part for part in parts if max(part.height, part.width) >= SPECK * tall]
-    return in_lines(join(large, tall), tall), tall
+    digits = join(parts, tall)
+    return in_lines([digit for digit in digits if max(digit.height, digit.width) >= SPECK * tall], tall), tall
 
 
 def classify(model: "DigitClassifier", images: Gray) -> Probabilities:  # (N, 28, 28) -> (N, 10)
@@ -166,11 +175,13 @@ def _answer(lines: list[list[Seen]], scale: float) -> Answer:
     if not any(lines):
         return Answer("", 1.0, "blank")
     kept = [line for line in ([seen for seen in line if seen[2].max() >= NO_DIGIT] for line in lines) if line]
-    digits = _digits(kept, scale)
-    refused = _digits([[seen for seen in line if seen[2].max() < NO_DIGIT] for line in lines], scale)
-    if not kept:
-        return Answer("", 1 - max(digit.confidence for digit in refused), "not a digit", (), refused)
-    confidence = float(np.prod([digit.confidence for digit in digits]))
+    dropped = [[seen for seen in line if seen[2].max() < NO_DIGIT] for line in lines]
+    digits, refused = _digits(kept, scale), _digits(dropped, scale)
+    taken, left = (sum(float(part.height) for line in which for part, _, _ in line) for which in (kept, dropped))
+    share = taken / (taken + left)
+    if share < MOSTLY:
+        return Answer("", 1 - share, "not a digit", (), (*digits, *refused))
+    confidence = share * float(np.prod([digit.confidence for digit in digits]))
     text = "/".join("".join(str(int(seen[2].argmax())) for seen in line) for line in kept)
     return Answer(text, confidence, "unsure" if confidence < SURE else "", digits, refused)
 
@@ -199,9 +210,12 @@ def typical_height(parts: Sequence[Part]) -> float:
 
 def join(parts: list[Part], tall: float) -> list[Part]:
     """Joins the pieces of a digit: the loose bar of a 5, an open 4, a stroke that was broken."""
-    parts = sorted(parts, key=lambda part: -part.height)
     joined: list[Part] = []
-    for part in parts:
+    for part in sorted(parts, key=lambda part: -part.height * part.width):
+        around = next((i for i, other in enumerate(joined) if _is_inside(part, other)), None)
+        if around is not None:  # the eyes of a face, which is no 0
+            joined[around] = union(part, joined[around])
+            continue
         if part.height < LOOSE * tall:
             near = [other for other in joined if _belongs(part, other, tall)]
             if near:
@@ -210,6 +224,11 @@ def join(parts: list[Part], tall: float) -> list[Part]:
                 continue
         joined.append(part)
     return joined
+
+
+def _is_inside(part: Part, other: Part) -> bool:
+    across = other.left <= part.left and part.right <= other.right
+    return across and other.top <= part.top and part.bottom <= other.bottom
 
 
 def _belongs(piece: Part, other: Part, tall: float) -> bool:
