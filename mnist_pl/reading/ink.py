@@ -17,12 +17,14 @@ STROKE = (0.10, 0.16)  # stroke width over the digit's longer side: 20th and 80t
 WORKING = 1600  # pixels of the longer side that are looked at, at most
 SMALL = 160  # and at least: a smaller picture is enlarged, so that its strokes are some pixels wide
 ROUGH = 320  # pixels of the longer side, where the paper is looked at
+FLAT, THICKEST = 0.6, 0.4  # of the pixels; of the shorter side
 WIDEST = 0.2  # of the shorter side; what is thicker than that is no stroke, but a shadow or a desk
 GRAIN = 0.0008  # of the longer side: paper and cameras are grainier than strokes are thin
 RULE = 0.55  # of the picture's width: lines at least that long are rules
 DESK = 0.4  # of the paper's brightness: what is darker, and wide, is no paper
 STEP = 0.05  # of the paper's brightness, in one of ROUGH pixels: no light falls off like that
 ON_EDGE = 0.7  # of a part's pixels: then it is but the edge's
+SLIVER, AT_BORDER = 0.06, 0.15  # of the picture's side
 ACROSS = 0.85  # ... or that long, where there is but one
 STEEPEST = 0.27  # of which none falls more than that, 15 degrees
 FAINTEST = 0.045  # of the paper's brightness: less contrast than that is no ink
@@ -41,15 +43,15 @@ class Page:
     scale: float  # its size over that of the picture
 
 
-def find_ink(gray: Gray, widest: float = WIDEST, other: bool = False) -> Page:  # (H, W)
-    """`widest` is that of a stroke, of the picture's shorter side; `other` looks for ink of the less likely polarity."""
+def find_ink(gray: Gray, flat: bool = False, other: bool = False) -> Page:  # (H, W)
+    """`flat` takes the paper for evenly lit, `other` looks for ink of the less likely polarity."""
     scale = 1.0
     longer = max(gray.shape)
     if longer > WORKING or longer < SMALL:
         scale = (WORKING if longer > WORKING else SMALL) / longer
         size = max(1, round(gray.shape[1] * scale)), max(1, round(gray.shape[0] * scale))
         gray = cv2.resize(gray, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    paper, over, sign = _paper(gray, widest, other)
+    paper, over, sign = _even(gray, other) if flat or _is_flat(gray) else _paper(gray, other)
     gray = cv2.GaussianBlur(gray, (0, 0), GRAIN * max(gray.shape))
     away = np.minimum((paper - gray.astype(np.float32)) * sign, (over - gray.astype(np.float32)) * sign)
     typical = float(np.median(paper))
@@ -60,26 +62,49 @@ def find_ink(gray: Gray, widest: float = WIDEST, other: bool = False) -> Page:  
     return Page(without_rules(np.maximum(ink, 0).astype(np.float32), floor), floor, _edges(paper, typical), scale)
 
 
-def _paper(gray: Gray, widest: float, other: bool) -> tuple[Ink, Ink, int]:
+def _is_flat(gray: Gray) -> bool:
+    """A drawing on a screen: nearly all of the paper is of one brightness, and what is not is no thicker than a stroke."""
+    counts = np.bincount(gray[:: max(1, len(gray) // 200), :: max(1, gray.shape[1] // 200)].ravel(), minlength=256)
+    paper = int(counts.argmax())
+    if counts[max(0, paper - 3) : paper + 4].sum() < FLAT * counts.sum():
+        return False
+    small = _small(gray)
+    mask = (np.abs(small.astype(np.int16) - paper) > 20).astype(np.uint8)
+    return not _thick(mask, THICKEST * min(small.shape)).any()
+
+
+def _even(gray: Gray, other: bool) -> tuple[Ink, Ink, int]:
+    """As `_paper`, which is that of the frame, all over."""
+    frame = np.concatenate([gray[0], gray[-1], gray[:, 0], gray[:, -1]])
+    paper = np.full(gray.shape, np.median(frame), np.float32)
+    sign = 1 if (_strength(paper - gray) >= _strength(gray - paper)) != other else -1
+    return paper, paper, sign
+
+
+def _small(gray: Gray) -> Gray:
+    share = min(1.0, ROUGH / max(gray.shape))
+    size = max(1, round(gray.shape[1] * share)), max(1, round(gray.shape[0] * share))
+    return cv2.resize(gray, size, interpolation=cv2.INTER_AREA)
+
+
+def _paper(gray: Gray, other: bool) -> tuple[Ink, Ink, int]:
     """The paper's brightness below the ink, (H, W), twice; and 1 where the ink is darker, -1 where it is lighter.
 
     First by a median wide enough for any stroke; then, without what that takes for ink, by a narrow one, which follows
     the edge of a shadow. A closing (for light ink an opening) follows corners, where a median rounds them: ink is what
     stands out against both.
     """
-    share = min(1.0, ROUGH / max(gray.shape))
-    size = max(1, round(gray.shape[1] * share)), max(1, round(gray.shape[0] * share))
-    small = cv2.resize(gray, size, interpolation=cv2.INTER_AREA)
+    small = _small(gray)
     side = min(small.shape)
     rough = _median(small, 0.6 * side).astype(np.float32)
     sign = 1 if (_strength(rough - small) >= _strength(small - rough)) != other else -1
     apart = np.clip((rough - small) * sign, 0, 255).astype(np.uint8)
     limit = max(cv2.threshold(apart, 0, 255, cv2.THRESH_OTSU)[0] / 2, 6)
     mask = (apart > limit).astype(np.uint8)
-    mask[_thick(mask, widest * side)] = 0
+    mask[_thick(mask, WIDEST * side)] = 0
     mask = cv2.dilate(mask, _disc(0.02 * side))
     fine = _median(_fill(small, mask), 0.12 * side)
-    width = 2 * int(widest * side / 2) + 1
+    width = 2 * int(WIDEST * side / 2) + 1
     how = cv2.MORPH_CLOSE if sign > 0 else cv2.MORPH_OPEN
     over = cv2.morphologyEx(cv2.GaussianBlur(small, (0, 0), 0.8), how, np.ones((width, width), np.uint8))
     back = gray.shape[::-1]
@@ -88,13 +113,11 @@ def _paper(gray: Gray, widest: float, other: bool) -> tuple[Ink, Ink, int]:
 
 
 def _edges(paper: Ink, typical: float) -> Mask:
-    share = min(1.0, ROUGH / max(paper.shape))
-    size = max(1, round(paper.shape[1] * share)), max(1, round(paper.shape[0] * share))
-    small = cv2.resize(paper, size, interpolation=cv2.INTER_AREA)
+    small = _small(paper)
     steps = np.hypot(cv2.Sobel(small, cv2.CV_32F, 1, 0, scale=1 / 8), cv2.Sobel(small, cv2.CV_32F, 0, 1, scale=1 / 8))
     dark = cv2.morphologyEx((small < DESK * typical).astype(np.uint8), cv2.MORPH_OPEN, _disc(0.05 * min(small.shape)))
     found = np.maximum(dark, (steps > STEP * typical).astype(np.uint8))
-    found = cv2.dilate(found, _disc(0.04 * min(small.shape)))
+    found = cv2.dilate(found, _disc(0.06 * min(small.shape)))
     return cv2.resize(found, paper.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
 
 
@@ -249,8 +272,22 @@ def find_parts(page: Page) -> list[Part]:
         peak = peaks[labels[top : top + height, left : left + width][own].max()]
         base = 0.5 * page.floor
         values = (ink[top : top + height, left : left + width] - base) / (peak - base)
+        if _is_margin((left, top, width, height), ink.shape):
+            continue
         parts.append(Part(left, top, np.where(own, values, 0).clip(0, 1).astype(np.float32)))
     return parts
+
+
+def _is_margin(box: tuple[int, int, int, int], shape: tuple[int, ...]) -> bool:
+    """Along the picture's border, or at it and small: a desk, a shadow's end. A digit that was cut out closely is large."""
+    left, top, width, height = box
+    high, wide = shape
+    beside, above = left <= 1 or left + width >= wide - 1, top <= 1 or top + height >= high - 1
+    if (beside and width < SLIVER * wide and height > 2 * width) or (
+        above and height < SLIVER * high and width > 2 * height
+    ):
+        return True
+    return (beside or above) and max(width / wide, height / high) < AT_BORDER
 
 
 def _peaks(ink: Ink, labels: NDArray[np.int32]) -> NDArray[np.float32]:  # -> (labels,)
@@ -271,7 +308,7 @@ def as_mnist(ink: Ink) -> Gray:  # (H, W) in [0, 1], cut to its box -> (28, 28),
 def _mend_strokes(ink: Ink) -> Ink:
     """Thickens or thins strokes far from MNIST's: faded by the way to 20x20, or filling the holes of an 8."""
     side = max(ink.shape)
-    width = _stroke_width(ink)
+    width = stroke_width(ink)
     thin, thick = STROKE[0] * side, STROKE[1] * side
     if width < thin:
         return _cropped(cv2.dilate(np.pad(ink, int(thin)), _square(thin - width)))
@@ -285,7 +322,7 @@ def _cropped(ink: Ink, level: float = 0.05) -> Ink:
     return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else ink
 
 
-def _stroke_width(ink: Ink) -> float:
+def stroke_width(ink: Ink) -> float:
     """Pixels: a stroke of width w and length l has area w * l and an outline of about 2 * l."""
     dark = np.pad(ink > 0.5, 1)
     across, down = dark[:, 1:] != dark[:, :-1], dark[1:] != dark[:-1]
