@@ -1,6 +1,7 @@
 """A person's picture -> where its ink is: light evened out, polarity found, paper, rules, frames and specks dropped."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,7 +24,7 @@ GRAIN = 0.0008  # of the longer side: paper and cameras are grainier than stroke
 RULE = 0.55  # of the picture's width: lines at least that long are rules
 DESK = 0.4  # of the paper's brightness: what is darker, and wide, is no paper
 STEP = 0.05  # of the paper's brightness, in one of ROUGH pixels: no light falls off like that
-ON_EDGE = 0.7  # of a part's pixels: then it is but the edge's
+ON_EDGE = 0.5  # of a part's pixels: then it is but the edge's
 SLIVER, AT_BORDER = 0.06, 0.15  # of the picture's side
 ACROSS = 0.85  # ... or that long, where there is but one
 STEEPEST = 0.27  # of which none falls more than that, 15 degrees
@@ -63,7 +64,7 @@ def find_ink(gray: Gray, flat: bool = False, other: bool = False) -> Page:  # (H
 
 
 def _is_flat(gray: Gray) -> bool:
-    """A drawing on a screen: nearly all of the paper is of one brightness, and what is not is no thicker than a stroke."""
+    """A drawing on a screen: most of the paper is of one brightness, and what is not is no thicker than a stroke."""
     counts = np.bincount(gray[:: max(1, len(gray) // 200), :: max(1, gray.shape[1] // 200)].ravel(), minlength=256)
     paper = int(counts.argmax())
     if counts[max(0, paper - 3) : paper + 4].sum() < FLAT * counts.sum():
@@ -81,7 +82,7 @@ def _even(gray: Gray, other: bool) -> tuple[Ink, Ink, int]:
     return paper, paper, sign
 
 
-def _small(gray: Gray) -> Gray:
+def _small(gray: Any) -> Any:
     share = min(1.0, ROUGH / max(gray.shape))
     size = max(1, round(gray.shape[1] * share)), max(1, round(gray.shape[0] * share))
     return cv2.resize(gray, size, interpolation=cv2.INTER_AREA)
@@ -127,10 +128,14 @@ def _strength(away: Ink) -> float:
 
 
 def _thick(mask: Gray, size: float) -> Mask:
-    """What is wider than any stroke: a shadow, a desk."""
+    """What is wider than any stroke, and a little around it: a shadow, a desk."""
     pad = int(size) + 1
-    opened = cv2.morphologyEx(np.pad(mask, pad, mode="edge"), cv2.MORPH_OPEN, _disc(size))
-    return cv2.dilate(opened, _disc(0.15 * size))[pad:-pad, pad:-pad] > 0
+    inside = cv2.distanceTransform(np.pad(mask, pad, mode="edge"), cv2.DIST_L2, 5)
+    core = inside > size / 2
+    if not core.any():
+        return np.zeros(mask.shape, bool)
+    away = cv2.distanceTransform((~core).astype(np.uint8), cv2.DIST_L2, 5)
+    return away[pad:-pad, pad:-pad] <= 0.65 * size
 
 
 def _fill(gray: Gray, mask: Gray) -> Gray:
@@ -279,7 +284,7 @@ def find_parts(page: Page) -> list[Part]:
 
 
 def _is_margin(box: tuple[int, int, int, int], shape: tuple[int, ...]) -> bool:
-    """Along the picture's border, or at it and small: a desk, a shadow's end. A digit that was cut out closely is large."""
+    """Along the picture's border, or at it and small: a desk, a shadow's end. A digit that was cut out is large."""
     left, top, width, height = box
     high, wide = shape
     beside, above = left <= 1 or left + width >= wide - 1, top <= 1 or top + height >= high - 1

@@ -36,6 +36,7 @@ CUTS = 12  # at most, that are tried in a part
 SLANTS = (-0.4, -0.2, 0.0, 0.2, 0.4)  # of them: to the left, for each pixel down
 THROUGH = 3.0  # strokes that a cut may go through
 NARROW, WIDE = 0.12, 1.35  # a digit's width over the digits' height, at least and at most
+SEVERAL = 0.9  # what is narrower than that for its height is not cut
 PRICE = 0.3  # of a cut, for each stroke that it goes through, in log probability
 ONE = 0.7  # more, for what it makes a 1 of: any stroke is one
 
@@ -181,10 +182,8 @@ def _mend(model: "DigitClassifier", seen: list[Seen], tall: float) -> list[Seen]
             if i != j and one[2].max() < NO_DIGIT and _may_belong(one[0], other[0], tall)
         ]
         tried = _look(model, [union(seen[i][0], seen[j][0]) for i, j in pairs])
-        scores = [
-            one[2].max() if one[2].max() > max(SURE, seen[j][2].max() - 0.1) else 0
-            for one, (_, j) in zip(tried, pairs, strict=True)
-        ]
+        sure = [max(SURE, seen[j][2].max() - 0.1) for _, j in pairs]
+        scores = [one[2].max() * (one[2].max() > least) for one, least in zip(tried, sure, strict=True)]
         if not any(scores):
             break
         best = int(np.argmax(scores))
@@ -293,8 +292,12 @@ def union(*parts: Part) -> Part:
 
 
 def in_lines(seen: list[Seen], tall: float) -> list[list[Seen]]:
-    """Top to bottom, each left to right; the lines may slope."""
-    angle = radians(slope([part for part, _, _ in seen], tall))
+    """Top to bottom, each left to right. The lines may slope: as they are fewest, and then as little as can be."""
+    found = [_in_lines(seen, tall, radians(angle)) for angle in (0.0, slope([part for part, _, _ in seen], tall))]
+    return min(found, key=len)
+
+
+def _in_lines(seen: list[Seen], tall: float, angle: float) -> list[list[Seen]]:
     across, down = cos(angle), sin(angle)
 
     def middle(one: Seen) -> tuple[float, float]:
@@ -306,9 +309,7 @@ def in_lines(seen: list[Seen], tall: float) -> list[list[Seen]]:
         y = middle(one)[1]
         away = {i: abs(float(np.mean([middle(last)[1] for last in line[-2:]])) - y) for i, line in enumerate(lines)}
         nearest = min(away, key=lambda i: away[i], default=-1)
-        if nearest >= 0 and away[nearest] < max(
-            0.55 * tall, 0.45 * max(last[0].height for last in lines[nearest][-2:])
-        ):
+        if nearest >= 0 and away[nearest] < 0.55 * max(tall, *(last[0].height for last in lines[nearest][-2:])):
             lines[nearest].append(one)
         else:
             lines.append([one])
@@ -332,7 +333,7 @@ def slope(digits: list[Part], tall: float) -> float:
 def _cut(model: "DigitClassifier", whole: Seen, tall: float) -> list[Seen]:
     """As one digit or several that touch, as the network finds likelier: the best way through all cuts."""
     part, _, probabilities = whole
-    if part.width < (WIDE if probabilities.max() >= SURE else 0.6) * tall:
+    if part.width < (WIDE if probabilities.max() >= SURE else SEVERAL) * max(tall, part.height):
         return [whole]
     borders = [Border(0, 0.0, 0.0), *places_to_cut(part.ink, tall), Border(part.width, 0.0, 0.0)]
     pieces: dict[tuple[int, int], Part] = {}
@@ -353,12 +354,18 @@ def _cut(model: "DigitClassifier", whole: Seen, tall: float) -> list[Seen]:
                 if j not in best or score > best[j][0]:
                     best[j] = score, [*best[i][1], said[i, j]]
     score, several = best.get(len(borders) - 1, (-np.inf, []))
-    return several if len(several) > 1 and score / len(several) > np.log(probabilities.max()) else [whole]
+    strokes = sum(seen[2].argmax() == 1 for seen in several)
+    if len(several) < 2 or strokes > (len(several) + 1) / 2:  # a zigzag
+        return [whole]
+    return several if score / len(several) > np.log(probabilities.max()) else [whole]
 
 
 @dataclass(frozen=True)
 class Border:
-    """A straight cut: at `x` in the middle of the height, falling to the left by `slant`; `ink` in strokes cut through."""
+    """A straight cut: at `x` in the middle of the height, to the left by `slant` for each pixel down.
+
+    `ink` is how much it goes through, in strokes.
+    """
 
     x: int
     slant: float
@@ -368,7 +375,7 @@ class Border:
 def places_to_cut(ink: Ink, tall: float) -> list[Border]:
     """Where there is least ink, upright and slanting."""
     height, width = ink.shape
-    stroke = stroke_width(ink)
+    stroke = max(stroke_width(ink), 1.0)
     margin, reach = max(2, int(NARROW * tall)), max(1, int(0.12 * tall))
     found: list[Border] = []
     for slant in SLANTS:
