@@ -27,6 +27,7 @@ DESK = 0.4  # of the paper's brightness: what is darker, and wide, is no paper
 STEP = 0.05  # of the paper's brightness, in one of ROUGH pixels: no light falls off like that
 ON_EDGE = 0.5  # of a part's pixels: then it is but the edge's
 SLIVER, AT_BORDER = 0.06, 0.15  # of the picture's side
+DARKER = 1.6  # than the faintest: then a line is none of them
 ACROSS = 0.85  # ... or that long, where there is but one
 STEEPEST = 0.27  # of which none falls more than that, 15 degrees
 FAINTEST = 0.045  # of the paper's brightness: less contrast than that is no ink
@@ -224,7 +225,10 @@ def _erase_rules(ink: Ink, floor: float) -> None:
     inked = np.ascontiguousarray(inked)
     runs = _runs(inked)
     band = np.zeros(ink.shape, np.uint8)
-    for x0, y0, x1, y1 in level:
+    darkness = [float(np.median(ink[_along(line, share, inked)])) for line in level]
+    for (x0, y0, x1, y1), dark in zip(level, darkness, strict=True):
+        if dark > DARKER * min(darkness):  # a 1 on squared paper
+            continue
         fall = (y1 - y0) / (x1 - x0) if x1 != x0 else 0.0
         ends = (0, round((y0 - x0 * fall) / share)), (width - 1, round((y0 - x0 * fall) / share + width * fall))
         cv2.line(band, *ends, 1, 1)
@@ -238,6 +242,14 @@ def _erase_rules(ink: Ink, floor: float) -> None:
     rule = (band > 0) & (runs <= 1.6 * thick + 1)
     if not alone or ink[~rule & (ink > floor)].sum() > 0.3 * ink[rule].sum():
         ink[rule] = 0
+
+
+def _along(line: list[int], share: float, inked: Gray) -> Mask:
+    """The inked pixels of a line, which was found at that share of the size."""
+    x0, y0, x1, y1 = (round(value / share) for value in line)
+    drawn = np.zeros(inked.shape, np.uint8)
+    cv2.line(drawn, (x0, y0), (x1, y1), 1, 1 + round(1 / share))
+    return (drawn > 0) & (inked > 0)
 
 
 def _falls(line: list[int]) -> float:
