@@ -10,9 +10,12 @@ import io
 import json
 import logging
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -32,6 +35,9 @@ TOLERANCE = 1e-4  # in a probability: what the order of float32 sums may change,
 AT_ONCE = 250  # images
 PAGE = Path(__file__).with_name("page.html")
 INPUT, OUTPUT = "images", "probabilities"
+
+Answer = Callable[[Tensor], Tensor]  # (N, 1, 28, 28) in [0, 1] -> (N, 10), by what is in the file
+Writer = Callable[[DigitClassifier, dict[str, Any], Tensor, Tensor], tuple[bytes, Answer]]
 
 
 def check_format(name: str) -> None:
@@ -62,9 +68,8 @@ def export(
     Raises:
         ValueError: the format cannot express the network; or the file's answers differ from the network's.
     """
-    write: Callable[..., tuple[bytes, Callable[[Tensor], Tensor]]]
-    write = {"onnx": _as_onnx, "torch": _as_program, "html": _as_page}[format]
-    content, answer = write(model, facts, images, expected)
+    writers: dict[str, Writer] = {"onnx": _as_onnx, "torch": _as_program, "html": _as_page}
+    content, answer = writers[format](model, facts, images, expected)
     with torch.inference_mode():
         parts = [answer(to_float(batch)) for batch in (*images.split(AT_ONCE), images[:1])]  # of any number of images
     answers, alone = torch.cat(parts[:-1]), parts[-1]
@@ -90,13 +95,11 @@ def _program(model: DigitClassifier, format: str) -> torch.export.ExportedProgra
     contiguous = Probabilities(model).eval().to(memory_format=torch.contiguous_format)
     sizes = ({0: torch.export.Dim("N")},)
     try:
-        program = torch.export.export(contiguous, (torch.zeros(2, 1, SIDE, SIDE),), dynamic_shapes=sizes)
+        with _quiet():
+            program = torch.export.export(contiguous, (torch.zeros(2, 1, SIDE, SIDE),), dynamic_shapes=sizes)
     except Exception as error:  # what torch.export meets in somebody's code
-        reason = one_line(str(error).strip().partition("\n")[0])
-        name = type(model).__name__
-        raise ValueError(
-            f"format={format}: torch.export cannot follow {name} ({reason or type(error).__name__})"
-        ) from error
+        name, reason = type(model).__name__, _first_line(error)
+        raise ValueError(f"format={format}: torch.export cannot follow {name} ({reason})") from error
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             for note in ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn"):
@@ -104,17 +107,29 @@ def _program(model: DigitClassifier, format: str) -> torch.export.ExportedProgra
     return program
 
 
-def _as_onnx(model: DigitClassifier, facts: dict[str, Any], *_: Tensor) -> tuple[bytes, Callable[[Tensor], Tensor]]:
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters tell of each step of theirs, and warn of what the comparison of the answers would find."""
+    for name in ("onnxscript", "onnx_ir", "torch._export"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
+        yield
+
+
+def _first_line(error: BaseException) -> str:
+    return shorten(one_line(str(error).strip().partition("\n")[0]) or type(error).__name__, 200, placeholder=" …")
+
+
+def _as_onnx(model: DigitClassifier, facts: dict[str, Any], *_: Tensor) -> tuple[bytes, Answer]:
     import onnx
     import onnxruntime
 
     program = _program(model, "onnx")
-    for name in ("onnxscript", "onnx_ir"):  # which tell each step of theirs
-        logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        made = torch.onnx.export(program, input_names=[INPUT], output_names=[OUTPUT], dynamo=True, verbose=False)
+        with _quiet():
+            made = torch.onnx.export(program, input_names=[INPUT], output_names=[OUTPUT], dynamo=True, verbose=False)
     except Exception as error:  # an operation that ONNX has not
-        reason = one_line(str(error.__cause__ or error).strip().partition("\n")[0])
+        reason = _first_line(error.__cause__ or error)
         raise ValueError(f"format=onnx: cannot express {type(model).__name__} ({reason})") from error
     assert made is not None
     proto = made.model_proto
@@ -133,11 +148,14 @@ def _as_onnx(model: DigitClassifier, facts: dict[str, Any], *_: Tensor) -> tuple
     return content, lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
 
 
-def _as_program(model: DigitClassifier, facts: dict[str, Any], *_: Tensor) -> tuple[bytes, Callable[[Tensor], Tensor]]:
+def _as_program(model: DigitClassifier, facts: dict[str, Any], *_: Tensor) -> tuple[bytes, Answer]:
     file = io.BytesIO()
-    torch.export.save(_program(model, "torch"), file, extra_files={"metadata.json": json.dumps(facts, indent=2)})
-    file.seek(0)
-    return file.getvalue(), torch.export.load(file).module()
+    program = _program(model, "torch")
+    with _quiet():
+        torch.export.save(program, file, extra_files={"metadata.json": json.dumps(facts, indent=2)})
+        file.seek(0)
+        read_again = torch.export.load(file).module()
+    return file.getvalue(), read_again
 
 
 def _text(value: Any) -> str:
@@ -147,9 +165,7 @@ def _text(value: Any) -> str:
 # The page. Its script knows the layers that are named here, by `kind`.
 
 
-def _as_page(
-    model: DigitClassifier, facts: dict[str, Any], images: Tensor, expected: Tensor
-) -> tuple[bytes, Callable[[Tensor], Tensor]]:
+def _as_page(model: DigitClassifier, facts: dict[str, Any], images: Tensor, expected: Tensor) -> tuple[bytes, Answer]:
     layers, weights = _layers(model)
     network = {
         **facts,
@@ -203,7 +219,8 @@ def _layers(model: DigitClassifier) -> tuple[list[dict[str, Any]], list[np.ndarr
             flat = any(before["kind"] == "flatten" for before in layers)
             described = _describe(layer, flat, keep)
             if described is None:
-                raise ValueError(f"format=html: has no layer as {one_line(layer)} of {name}; format=onnx may do")
+                shown = one_line(layer) if not list(layer.children()) else type(layer).__name__
+                raise ValueError(f"format=html: has no layer as {shown} of {name}; format=onnx may do")
             layers.append(described)
     return layers, weights
 
@@ -215,8 +232,12 @@ def _describe(layer: nn.Module, flat: bool, keep: Callable[[Tensor], int]) -> di
     if type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1):
         return {"kind": "flatten"}
     if type(layer) is nn.Linear and flat:
-        bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias
-        return {"kind": "linear", "outputs": layer.out_features, "weight": keep(layer.weight), "bias": keep(bias)}
+        return {
+            "kind": "linear",
+            "outputs": layer.out_features,
+            "weight": keep(layer.weight),
+            "bias": keep(_bias(layer)),
+        }
     if type(layer) is nn.Conv2d and (layer.groups, layer.dilation, layer.padding_mode) == (1, (1, 1), "zeros"):
         if isinstance(layer.padding, str):
             return None
@@ -234,12 +255,15 @@ def _describe(layer: nn.Module, flat: bool, keep: Callable[[Tensor], int]) -> di
         return {"kind": "maxpool", **sizes}
     if type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d) and layer.running_var is not None:
         # Not folded into the convolution: a maximum lies between the two, and the factor may be negative.
-        factor = (layer.running_var.double() + layer.eps).rsqrt()
-        factor = factor if layer.weight is None else factor * layer.weight
-        shift = -layer.running_mean.double() * factor
-        shift = shift if layer.bias is None else shift + layer.bias
+        known = {name: tensor.double() for name, tensor in layer.state_dict().items()}
+        factor = (known["running_var"] + layer.eps).rsqrt() * known.get("weight", 1.0)
+        shift = known.get("bias", 0.0) - known["running_mean"] * factor
         return {"kind": "scale", "outputs": layer.num_features, "weight": keep(factor), "bias": keep(shift)}
     return None
+
+
+def _bias(layer: nn.Linear | nn.Conv2d) -> Tensor:
+    return torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias
 
 
 def _pair(size: int | tuple[int, ...]) -> tuple[int, ...]:
