@@ -290,12 +290,12 @@ def test_a_strangers_words_stay_words(open_page: Open, digits: Tensor) -> None:
 
 @pytest.mark.long
 def test_the_networks_of_all_presets(compose: Compose, open_page: Open, digits: Tensor) -> None:
-    for name in PRESETS:
-        cfg = compose(f"experiment={name}")
-        network = made(instantiate({**cfg.model, "optimizer": None, "scheduler": None}, _convert_="all"))
+    models = {str(cfg.model): cfg.model for cfg in (compose(f"experiment={name}") for name in PRESETS)}
+    assert len(PRESETS) == 7 and len(models) == 5, "three have the same"
+    for model in models.values():
+        network = made(instantiate({**model, "optimizer": None, "scheduler": None}, _convert_="all"))
         content, expected = written(network, "html", digits[:20])
-        assert (answers(open_page(content), digits[:20]) - expected).abs().max() < 1e-5, name
-    assert len(PRESETS) == 7
+        assert (answers(open_page(content), digits[:20]) - expected).abs().max() < 1e-5, model
 
 
 # A pen's events, as a browser tells of them; a real mouse moves once a frame, and these are thousands.
