@@ -260,6 +260,8 @@ def test_a_digit_is_drawn_and_cleared(open_page: Open, digits: Tensor) -> None:
     page.mouse.up()
     page.mouse.move(*at(0.1, 0.9))  # the pen is up
     text, image = shown()
+    assert page.evaluate("lines.at(-1).at(-1)") == pytest.approx([0.45, 0.8], abs=0.01)
+    assert page.locator("[role=status]").inner_text().startswith(f"{text}, "), "it is told to a screen reader"
     rows, columns = np.nonzero(image[0].numpy() > 64)
     assert 18 <= np.ptp(rows) + 1 <= 20 and image.max() == 255, "20 pixels high"
     centre = [(image[0].sum(axis).double() @ torch.arange(28.0).double() / image.sum()).item() for axis in (0, 1)]
