@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from mnist_pl.runs import config  # noqa: F401  # registers the schema
@@ -38,7 +37,7 @@ SHEET = 100  # digits on the contact sheet, and pictures that boxes are drawn on
 @hydra.main(version_base="1.3", config_path="conf", config_name="predict")
 def main(cfg: DictConfig) -> None:
     with one_line_errors():
-        from mnist_pl.reading.checkpoint import load_model
+        from mnist_pl.reading.checkpoint import load_model, own_class
 
         hydra = HydraConfig.get()
         os.chdir(hydra.runtime.cwd)  # where the names of the pictures were typed, whatever hydra.job.chdir says
@@ -57,17 +56,6 @@ def main(cfg: DictConfig) -> None:
             if hydra.mode == RunMode.MULTIRUN:  # the jobs after this one go on
                 raise ValueError("input: not every picture could be answered")
             sys.exit(1)
-
-
-def own_class(name: str | None) -> type | None:
-    """A class that the person names, who may have it in the current folder; nothing else is imported from there."""
-    if name is None:
-        return None
-    sys.path.append(os.getcwd())
-    try:
-        return get_class(name)
-    except (ImportError, ValueError) as error:
-        raise ValueError(f"model._target_={name}: {one_line(error)}") from error
 
 
 def score_test_images(

@@ -1,9 +1,11 @@
 """A stranger's checkpoint: read without trusting it, and the network that it describes rebuilt from it."""
 
 import io
+import os
 import pickletools
 import pkgutil
 import re
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from importlib import import_module
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from hydra.utils import get_class
 
 from mnist_pl import models
 from mnist_pl.models import DigitClassifier
@@ -144,6 +147,17 @@ def load_model(path: Path, own: type | None = None) -> tuple[DigitClassifier, di
     return model.eval(), checkpoint
 
 
+def own_class(name: str | None) -> type | None:
+    """A class that the person names, who may have it in the current folder; nothing else is imported from there."""
+    if name is None:
+        return None
+    sys.path.append(os.getcwd())
+    try:
+        return get_class(name)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"model._target_={name}: {one_line(error)}") from error
+
+
 def _build(kind: type[DigitClassifier], settings: dict[str, Any]) -> DigitClassifier:
     """Without what the class gives its parent by itself: Lightning keeps that as if it had been given from outside."""
     while True:
@@ -164,7 +178,7 @@ def _find_class(path: Path, checkpoint: dict[str, Any], own: type | None) -> typ
         if re.fullmatch(r"\w+(\.\w+)+", name):
             raise ValueError(
                 f"ckpt_path={path}: holds the network {name}, which is not of this project; to have that code run, say "
-                f"predict.py model._target_={name}"
+                f"model._target_={name}"
             )
         raise ValueError(f"ckpt_path={path}: holds a {name!r}, not one of {', '.join(known)}")
     if not issubclass(own, DigitClassifier):

@@ -18,10 +18,12 @@ STROKE = (0.10, 0.16)  # stroke width over the digit's longer side: 20th and 80t
 WORKING = 1600  # pixels of the longer side that are looked at, at most
 SMALL = 160  # and at least: a smaller picture is enlarged, so that its strokes are some pixels wide
 ROUGH = 320  # pixels of the longer side, where the paper is looked at
+PASTED = 0.9  # of its pixels differ from the ground
 FITS = 6  # of the light
 FLAT, THICKEST = 0.6, 0.4  # of the pixels; of the shorter side
-WIDEST = 0.2  # of the shorter side; what is thicker than that is no stroke, but a shadow or a desk
-GRAIN = 0.0008  # of the longer side: paper and cameras are grainier than strokes are thin
+WIDEST = 0.22  # of the shorter side; what is thicker than that is no stroke, but a shadow or a desk
+GRAINS = (0.0008, 0.002, 0.005)  # of the longer side: what is averaged, until the noise is less than
+GRAINY = 0.2  # of the paper's brightness
 RULE = 0.55  # of the picture's width: lines at least that long are rules
 DESK = 0.4  # of the paper's brightness: what is darker, and wide, is no paper
 STEP = 0.05  # of the paper's brightness, in one of ROUGH pixels: no light falls off like that
@@ -43,7 +45,9 @@ class Page:
     ink: Ink
     floor: float  # what is fainter is paper
     edges: Mask  # (H, W), where the paper's brightness jumps: what is only there is the edge of a shadow or a page
-    scale: float  # its size over that of the picture
+    scale: float  # its size over that of what was looked at
+    left: int  # of the picture's pixels, where that begins
+    top: int
 
 
 def find_ink(gray: Gray, smooth: bool = False, other: bool = False) -> Page:  # (H, W)
@@ -51,6 +55,7 @@ def find_ink(gray: Gray, smooth: bool = False, other: bool = False) -> Page:  # 
 
     `other` looks for ink of the less likely polarity.
     """
+    left, top, gray = _pasted(gray)
     scale = 1.0
     longer = max(gray.shape)
     if longer > WORKING or longer < SMALL:
@@ -61,14 +66,32 @@ def find_ink(gray: Gray, smooth: bool = False, other: bool = False) -> Page:  # 
         paper, over, sign = _even(gray, other)
     else:
         paper, over, sign = _smooth(gray, other) if smooth else _paper(gray, other)
-    gray = cv2.GaussianBlur(gray, (0, 0), GRAIN * max(gray.shape))
-    away = np.minimum((paper - gray.astype(np.float32)) * sign, (over - gray.astype(np.float32)) * sign)
     typical = float(np.median(paper))
-    light = np.maximum(paper, 0.5 * typical) if sign > 0 else 255 - 0.5 * paper
-    ink = away / np.maximum(light, 32)
-    noise = 1.4826 * float(np.median(np.abs(ink - np.median(ink))))
-    floor = float(np.median(ink)) + max(SIGMAS * noise, FAINTEST)
-    return Page(without_rules(np.maximum(ink, 0).astype(np.float32), floor), floor, _edges(paper, typical), scale)
+    light = np.maximum(np.maximum(paper, 0.5 * typical) if sign > 0 else 255 - 0.5 * paper, 32)
+    under = np.minimum(paper, over) if sign > 0 else np.maximum(paper, over)
+    for grain in GRAINS:
+        blurred = cv2.GaussianBlur(gray, (0, 0), grain * max(gray.shape))
+        ink = (under - blurred) * np.float32(sign) / light
+        level = float(np.median(ink))
+        floor = level + max(SIGMAS * 1.4826 * float(np.median(np.abs(ink - level))), FAINTEST)
+        if floor < GRAINY:
+            break
+    return Page(
+        without_rules(np.maximum(ink, 0).astype(np.float32), floor), floor, _edges(paper, typical), scale, left, top
+    )
+
+
+def _pasted(gray: Gray) -> tuple[int, int, Gray]:
+    """Where the picture of a paper was pasted on a plain ground: its left and top, and that picture alone."""
+    frame = np.concatenate([gray[0], gray[-1], gray[:, 0], gray[:, -1]])
+    other = np.abs(gray.astype(np.int16) - int(np.median(frame))) > 4
+    if (np.abs(frame.astype(np.int16) - int(np.median(frame))) > 4).mean() < 0.02:
+        rows, columns = np.flatnonzero(other.mean(axis=1) > 0.1), np.flatnonzero(other.mean(axis=0) > 0.1)
+        if len(rows) > 0.3 * len(gray) and len(columns) > 0.3 * gray.shape[1]:
+            top, bottom, left, right = rows[0] + 2, rows[-1] - 1, columns[0] + 2, columns[-1] - 1
+            if other[top:bottom, left:right].mean() > PASTED:
+                return int(left), int(top), gray[top:bottom, left:right]
+    return 0, 0, gray
 
 
 def _is_flat(gray: Gray) -> bool:

@@ -37,7 +37,7 @@ CUTS = 12  # at most, that are tried in a part
 SLANTS = (-0.4, -0.2, 0.0, 0.2, 0.4)  # of them: to the left, for each pixel down
 THROUGH = 3.0  # strokes that a cut may go through
 NARROW, WIDE = 0.12, 1.35  # a digit's width over the digits' height, at least and at most
-SEVERAL = 0.9  # what is narrower than that for its height is not cut
+SEVERAL, LONE = 0.9, 1.25  # what is narrower than that for its height is not cut; nor what is alone, as an M
 PRICE = 0.3  # of a cut, for each stroke that it goes through, in log probability
 ONE = 0.7  # more, for what it makes a 1 of: any stroke is one
 
@@ -134,7 +134,7 @@ def _read_group(model: "DigitClassifier", group: Loaded) -> list[tuple[str, Answ
     answers: dict[int, Answer] = {}
     for i, image, is_ready in zip(small, images, ready, strict=True):
         if is_ready:
-            answers[i] = _answer([[(WHOLE, image, next(said))]], 1.0)
+            answers[i] = _answer([[(WHOLE, image, next(said))]])
     return [
         (path, gray if isinstance(gray, ValueError) else answers[i] if i in answers else read(model, gray))
         for i, (path, gray) in enumerate(group)
@@ -144,7 +144,7 @@ def _read_group(model: "DigitClassifier", group: Loaded) -> list[tuple[str, Answ
 def read(model: "DigitClassifier", gray: Gray) -> Answer:  # (H, W)
     """What is in MNIST's form already is shown to the network as it is."""
     if gray.shape == (SIDE, SIDE) and is_prepared(gray[None])[0]:
-        return _answer([[(WHOLE, gray, classify(model, gray[None])[0])]], 1.0)
+        return _answer([[(WHOLE, gray, classify(model, gray[None])[0])]])
     seen = [_read(model, gray)]
     if seen[0].confidence < SURE or seen[0].note or _height(seen[0]) > LARGE * min(gray.shape):
         seen.append(_read(model, gray, smooth=True))
@@ -166,8 +166,9 @@ def _read(model: "DigitClassifier", gray: Gray, **look: bool) -> Answer:
     page = find_ink(gray, **look)
     parts, tall = find_digits(page)
     seen = _mend(model, _look(model, parts), tall)
-    lines = [[one for seen in line for one in _cut(model, seen, tall)] for line in in_lines(seen, tall)]
-    return _answer(lines, 1 / page.scale)
+    alone = len(seen) == 1
+    lines = [[one for seen in line for one in _cut(model, seen, tall, alone)] for line in in_lines(seen, tall)]
+    return _answer(lines, page)
 
 
 def find_digits(page: Page) -> tuple[list[Part], float]:
@@ -212,13 +213,13 @@ def classify(model: "DigitClassifier", images: Gray) -> Probabilities:  # (N, 28
         return torch.cat([model(to_float(part)).softmax(dim=1) for part in parts]).numpy()
 
 
-def _answer(lines: list[list[Seen]], scale: float) -> Answer:
-    """Without what is no digit. `scale` brings a box back to the picture's pixels."""
+def _answer(lines: list[list[Seen]], page: Page | None = None) -> Answer:
+    """Without what is no digit."""
     if not any(lines):
         return Answer("", 1.0, "blank")
     kept = [line for line in ([seen for seen in line if seen[2].max() >= NO_DIGIT] for line in lines) if line]
     dropped = [[seen for seen in line if seen[2].max() < NO_DIGIT] for line in lines]
-    digits, refused = _digits(kept, scale), _digits(dropped, scale)
+    digits, refused = _digits(kept, page), _digits(dropped, page)
     taken, left = (sum(float(part.height) for line in which for part, _, _ in line) for which in (kept, dropped))
     share = taken / (taken + left)
     if share < MOSTLY:
@@ -228,16 +229,20 @@ def _answer(lines: list[list[Seen]], scale: float) -> Answer:
     return Answer(text, confidence, "unsure" if confidence < SURE else "", digits, refused)
 
 
-def _digits(lines: list[list[Seen]], scale: float) -> tuple[Digit, ...]:
+def _digits(lines: list[list[Seen]], page: Page | None) -> tuple[Digit, ...]:
     return tuple(
-        Digit(row, place, _box(part, scale), image, probabilities)
+        Digit(row, place, _box(part, page), image, probabilities)
         for row, line in enumerate(lines)
         for place, (part, image, probabilities) in enumerate(line)
     )
 
 
-def _box(part: Part, scale: float) -> Box:
-    left, top, right, bottom = (round(value * scale) for value in (part.left, part.top, part.right, part.bottom))
+def _box(part: Part, page: Page | None) -> Box:
+    """In the picture's pixels."""
+    if page is None:
+        return part.left, part.top, part.right, part.bottom
+    left, right = (page.left + round(x / page.scale) for x in (part.left, part.right))
+    top, bottom = (page.top + round(y / page.scale) for y in (part.top, part.bottom))
     return left, top, right, bottom
 
 
@@ -341,10 +346,12 @@ def slope(digits: list[Part], tall: float) -> float:
     return float(np.median(angles)) if angles else 0.0
 
 
-def _cut(model: "DigitClassifier", whole: Seen, tall: float) -> list[Seen]:
+def _cut(model: "DigitClassifier", whole: Seen, tall: float, alone: bool) -> list[Seen]:
     """As one digit or several that touch, as the network finds likelier: the best way through all cuts."""
     part, _, probabilities = whole
     if part.width < (WIDE if probabilities.max() >= SURE else SEVERAL) * max(tall, part.height):
+        return [whole]
+    if alone and part.width < LONE * part.height:
         return [whole]
     borders = [Border(0, 0.0, 0.0), *places_to_cut(part.ink, tall), Border(part.width, 0.0, 0.0)]
     pieces: dict[tuple[int, int], Part] = {}

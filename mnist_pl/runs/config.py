@@ -55,9 +55,19 @@ class Predict:
     model: Named = field(default_factory=Named)
 
 
+@dataclass
+class Export:
+    ckpt_path: str | None = None
+    format: str = "onnx"
+    output: str | None = None
+    data_dir: str | None = None
+    model: Named = field(default_factory=Named)
+
+
 ConfigStore.instance().store("train_schema", Train)
 ConfigStore.instance().store("tune_schema", Tune)
 ConfigStore.instance().store("predict_schema", Predict)
+ConfigStore.instance().store("export_schema", Export)
 
 
 OmegaConf.register_new_resolver("label", lambda *, _root_: label(_root_), replace=True)

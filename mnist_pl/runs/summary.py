@@ -77,7 +77,7 @@ def results(
         "best_checkpoint": short_path(best) if best else None,
         "torch": torch.__version__,
         "lightning": lightning.__version__,
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
     }
 
 
@@ -162,7 +162,7 @@ def _device(trainer: Trainer) -> str:
     return f"{name}, {torch.get_num_threads()} threads" if device.type == "cpu" else name
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """Of the code that runs; None where it is not in a git checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
