@@ -6,19 +6,19 @@ to be fitted to it. Each picture is a function of the seed, its kind and its num
 
 import csv
 import io
-import os
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from filelock import FileLock
 from numpy.random import Generator
 from numpy.typing import NDArray
 
 from mnist_pl.data.simulator import camera, drawings
 from mnist_pl.data.simulator.strokes import UNIT, Field, digit, drawn, written
-from mnist_pl.storage import write
 
 VERSION = 1  # of the pictures that a seed gives
 SEED = 1
@@ -28,7 +28,9 @@ NONE = {"blank": 0.22, "texture": 0.08, "letter": 0.15, "word": 0.14, "scribble"
 NONE |= {"drawing": 0.12}  # shares
 FINEST = {"scribble": 0.1, "arrow": 0.16, "shape": 0.12, "drawing": 0.07}  # units of pen; a wider one would fill it
 DIGITS_OF = {"single": 0, "several": 1000}  # where in the shuffled test images each kind begins
-LABEL = "pictures.csv"
+TABLE, ABOUT = "pictures.csv", "simulated.json"
+COLUMNS = ["file", "label", "what", "medium", "paper", "ruling", "pen", "light", "camera"]
+COLUMNS += ["wide", "high", "digit_pixels", "marks"]  # marks: what makes it hard
 
 Parts = list[tuple[Field, camera.Matrix]]
 
@@ -64,28 +66,56 @@ def simulate(
             yield _digits(images[chosen], labels[chosen], lines, kind, index, rng)
 
 
-def build(folder: Path, images: NDArray[np.uint8], labels: NDArray[np.int64], seed: int = SEED,
-          counts: dict[str, int] | None = None) -> None:
-    """Leaves the pictures, and `pictures.csv`, in `folder`, which appears when all of them are there."""
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
+def build(
+    folder: Path,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    seed: int = SEED,
+    counts: dict[str, int] | None = None,
+) -> None:
+    """Leaves the pictures in `folder`, which appears when all of them are there, and takes the place of an earlier set.
+
+    Its `pictures.csv` says what each of them holds, and how it came about.
+
+    Raises:
+        ValueError: the folder holds something else.
+        OSError: it cannot be written.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = folder.with_name(f".{folder.name}.part")
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if is_built(folder, seed, counts):
+            return
+        if folder.exists() and not (folder / ABOUT).exists():
+            raise ValueError(f"{folder}: holds something else than simulated pictures; choose another folder")
+        shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
         for kind in KINDS:
             (part / kind).mkdir(parents=True)
         rows = io.StringIO()
         table = csv.writer(rows, lineterminator="\n")
-        table.writerow(["file", "label", "what", "medium", "paper", "ruling", "pen", "light", "camera", "wide", "high",
-                        "digit_pixels", "marks"])
+        table.writerow(COLUMNS)
         for made in simulate(images, labels, seed, counts):
             (part / made.file).write_bytes(made.content)
             look = made.look
-            table.writerow([made.file, made.label, made.what, look.medium, look.paper, look.ruling, look.pen, look.light,
-                            look.camera, *look.pixels, f"{look.unit:.0f}", "; ".join(look.marks)])
-        write(part / LABEL, rows.getvalue().encode())
+            how = (look.medium, look.paper, look.ruling, look.pen, look.light, look.camera)
+            table.writerow(
+                [made.file, made.label, made.what, *how, *look.pixels, round(look.unit), "; ".join(look.marks)]
+            )
+        (part / TABLE).write_text(rows.getvalue(), encoding="utf-8")
+        (part / ABOUT).write_text(_about(seed, counts), encoding="utf-8")
         if folder.exists():
             shutil.rmtree(folder)
         part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+
+
+def is_built(folder: Path, seed: int = SEED, counts: dict[str, int] | None = None) -> bool:
+    """Whether the folder holds just these pictures, of this version."""
+    about = folder / ABOUT
+    return about.is_file() and about.read_text(encoding="utf-8") == _about(seed, counts)
+
+
+def _about(seed: int, counts: dict[str, int] | None) -> str:
+    return json.dumps({"version": VERSION, "seed": seed, **(counts or COUNTS)}) + "\n"
 
 
 def _lengths(rng: Generator) -> list[int]:
@@ -168,7 +198,7 @@ def _lay_out(
             place[0, 2] += x
             before = ink + [x, 0]
             parts.append((shape, place))
-        baseline += rng.uniform(1.35, 2.0)
+        baseline += rng.uniform(1.4, 2.1)
     look.marks += (["touching"] if touching else []) + (["uneven"] if uneven else [])
     angle = np.radians(slope)
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])

@@ -61,7 +61,15 @@ RULES = ((150, 176, 214), (178, 190, 200), (196, 168, 190), (130, 150, 170))
 TEXTURES = ("wood", "cloth", "stones")
 DESKS = ((66, 46, 32), (24, 24, 26), (104, 78, 56), (40, 52, 78), (120, 116, 110))
 # What may take a picture, or make one without a camera.
-MEDIA = {"photo": 0.63, "scan": 0.08, "drawn": 0.1, "dark screen": 0.06, "board": 0.05, "transparent": 0.04, "pasted": 0.04}
+MEDIA = {
+    "photo": 0.63,
+    "scan": 0.08,
+    "drawn": 0.1,
+    "dark screen": 0.06,
+    "board": 0.05,
+    "transparent": 0.04,
+    "pasted": 0.04,
+}
 
 
 @dataclass
@@ -97,7 +105,7 @@ def choose(rng: Generator) -> Look:
         if paper == "kraft" and name in ("pencil", "ballpoint"):
             name = "felt pen"
         pen = PENS[name]
-    color = pen.colors[rng.integers(len(pen.colors))]
+    color = pen.colors[int(rng.integers(len(pen.colors)))]
     width, cover = float(rng.uniform(*pen.widths)), float(rng.uniform(*pen.cover))
     return Look(medium, paper, name, width, color, cover, pen.grain, ["faint"] if name == "faint pencil" else [])
 
@@ -149,13 +157,15 @@ def _frame(size: tuple[float, float], look: Look, rng: Generator, single: bool) 
     low, high = ranges[rng.choice(5, p=shares)]
     longer = float(np.exp(rng.uniform(np.log(low), np.log(high))))
     small = rng.random() < 0.12
-    share = rng.uniform(0.12, 0.22) if small and single else rng.uniform(0.3, 0.45) if small else rng.uniform(0.45, 0.88)
+    share = (
+        rng.uniform(0.12, 0.22) if small and single else rng.uniform(0.3, 0.45) if small else rng.uniform(0.45, 0.88)
+    )
     aspect = float(rng.choice([1, 4 / 3, 3 / 4, 16 / 9, 9 / 16, 3 / 2]))
     if not single and size[0] > 2 * size[1]:
         aspect = float(rng.choice([4 / 3, 3 / 2, 16 / 9, min(4.0, size[0] / size[1]), 1]))
     wide, tall = (longer, longer / aspect) if aspect > 1 else (longer * aspect, longer)
     unit = share * min(wide / size[0], tall / size[1])
-    least = 17 if single else 18  # pixels that a person can read
+    least = 17 if single else 26 if "touching" in look.marks else 18  # pixels that a person can read
     if unit < least:
         share = min(0.88, share * least / unit)
         unit = share * min(wide / size[0], tall / size[1])
@@ -172,7 +182,7 @@ def _frame(size: tuple[float, float], look: Look, rng: Generator, single: bool) 
 def _view(
     wide: int, high: int, unit: float, size: tuple[float, float], rng: Generator, bend: float, turn: float
 ) -> Matrix:
-    """Units of the page -> pixels of the picture: turned a little (degrees), in perspective, all of the box in sight."""
+    """Units of the page -> pixels of the picture: turned a little (degrees), in perspective, the whole box in sight."""
     angle = np.radians(rng.normal(0, turn / 2))
     box = np.array([[0, 0], [size[0], 0], [size[0], size[1]], [0, size[1]]], np.float32)
     corners = np.array([[0, 0], [wide, 0], [wide, high], [0, high]], np.float32)
@@ -259,7 +269,7 @@ def _paper(
     if look.paper in TEXTURES:
         return _texture(look.paper, shape, rng)
     paper = PAPERS[look.paper]
-    pixels = _plain(paper.colors[rng.integers(len(paper.colors))], shape)
+    pixels = _plain(paper.colors[int(rng.integers(len(paper.colors)))], shape)
     texture = paper.tooth * _noise(shape, rng, max(1.0, unit * 0.012))
     texture += paper.clouds * _noise(shape, rng, max(3.0, unit * rng.uniform(0.15, 0.5)))
     if look.paper == "board":
@@ -301,9 +311,7 @@ def _wood(shape: tuple[int, int], rng: Generator) -> Pixels:
     return cv2.GaussianBlur(lines, (0, 0), 0.7)
 
 
-def _rule(
-    pixels: Pixels, look: Look, view: Matrix, unit: float, size: tuple[float, float], rng: Generator
-) -> None:
+def _rule(pixels: Pixels, look: Look, view: Matrix, unit: float, size: tuple[float, float], rng: Generator) -> None:
     shape = pixels.shape[1:]
     gap = rng.uniform(1.1, 1.6) if look.ruling == "ruled" else rng.uniform(0.45, 1.1)
     ends = np.array([[[0, 0], [shape[1], 0], [shape[1], shape[0]], [0, shape[0]]]], np.float64)
@@ -388,7 +396,7 @@ def _desk(pixels: Pixels, view: Matrix, size: tuple[float, float], look: Look, r
     if not outside.any():
         return
     look.marks.append("page edge")
-    share = outside.astype(np.float32) / 255
+    share: Pixels = outside.astype(np.float32) * np.float32(1 / 255)
     blurred = _soft(share, max(1, 0.01 * max(shape)))
     pixels *= 1 - 0.35 * blurred * (1 - share)  # the shadow at the edge
     desk = _plain(DESKS[rng.integers(len(DESKS))], shape)
@@ -443,7 +451,7 @@ def _scanner(pixels: Pixels, look: Look, rng: Generator) -> None:
     if rng.random() < 0.15:
         look.marks.append("frame")
         thick = max(1, round(rng.uniform(0.005, 0.02) * max(pixels.shape)))
-        np.rot90(pixels, rng.integers(4), axes=(1, 2))[:, :thick] = 30
+        np.rot90(pixels, int(rng.integers(4)), axes=(1, 2))[:, :thick] = 30
     np.minimum(pixels, 255, out=pixels)
 
 
@@ -510,9 +518,9 @@ def _digital(ink: Pixels, look: Look, rng: Generator) -> Pixels:
         planes = [np.where(ink > 0, np.float32(value), np.float32(hidden)) for value in look.color]
         return np.stack([*planes, ink * 255])
     on_dark = look.medium == "dark screen"
-    papers: list[Color] = [(0, 0, 0), (0, 0, 0), (24, 26, 30)] if on_dark else [(255, 255, 255)] * 3 + [(240, 244, 250)]
+    plain, tinted = ((0, 0, 0), (24, 26, 30)) if on_dark else ((255, 255, 255), (240, 244, 250))
     look.color = light[rng.integers(5)] if on_dark else dark[rng.integers(5)]
-    pixels = _plain(papers[rng.integers(len(papers))], ink.shape)
+    pixels = _plain(plain if rng.random() < 0.7 else tinted, ink.shape)
     _mix(pixels, look.color, ink)
     if rng.random() < 0.1:
         look.marks.append("frame")

@@ -1,4 +1,4 @@
-"""What is no digit: letters, words, scribbles, shapes, arrows and simple drawings, as lines in units (y points down)."""
+"""What is no digit: letters, words, scribbles, shapes, arrows and drawings, as lines in units (y points down)."""
 
 import numpy as np
 from numpy.random import Generator
@@ -40,7 +40,7 @@ def scribble(rng: Generator) -> Lines:
         walk = np.cumsum(rng.normal(0, 0.3, (int(rng.integers(14, 24)), 2)), 0)
         return [_spline(walk - walk.mean(0) + rng.normal(0, 0.2, walk.shape))]
     lines = [  # strokes that cross out
-        np.stack([np.linspace(0, 1.3, 8), np.linspace(*rng.uniform(0, 1, 2), 8)], 1)
+        np.stack([np.linspace(0, 1.3, 8), np.linspace(rng.uniform(0, 1), rng.uniform(0, 1), 8)], 1)
         for _ in range(int(rng.integers(5, 9)))
     ]
     return lines
@@ -51,13 +51,7 @@ def _spline(points: np.ndarray) -> np.ndarray:
     p = np.concatenate([points[:1], points, points[-1:]])
     t = np.linspace(0, 1, 12)[:, None]
     parts = [
-        0.5
-        * (
-            2 * b
-            + (c - a) * t
-            + (2 * a - 5 * b + 4 * c - d) * t**2
-            + (3 * b - a - 3 * c + d) * t**3
-        )
+        0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
         for a, b, c, d in zip(p, p[1:], p[2:], p[3:], strict=False)
     ]
     return np.concatenate(parts)
@@ -99,7 +93,12 @@ def shape(rng: Generator) -> Lines:
         [_path(-0.5, 0.1, -0.15, 0.5, 0.6, -0.5)],  # a tick
         [_polygon(4, -45), _polygon(4, -45) + [0.3, -0.3], *(_path(*c, *(c + [0.3, -0.3])) for c in _polygon(4, -45))],
         [_path(-0.6, -0.3, -0.3, 0.3, 0, -0.3, 0.3, 0.3, 0.6, -0.3)],
-        [_path(-0.4, -0.6, -0.5, 0.6), _path(0.2, -0.6, 0.1, 0.6), _path(-0.8, -0.2, 0.6, -0.25), _path(-0.8, 0.25, 0.5, 0.2)],
+        [
+            _path(-0.4, -0.6, -0.5, 0.6),
+            _path(0.2, -0.6, 0.1, 0.6),
+            _path(-0.8, -0.2, 0.6, -0.25),
+            _path(-0.8, 0.25, 0.5, 0.2),
+        ],
     ]
     return _turned(shapes[rng.integers(len(shapes))], rng.normal(0, 6))
 
@@ -109,6 +108,8 @@ def drawing(rng: Generator) -> Lines:
         np.array([[0.52 * np.cos(a), 0.52 * np.sin(a)], [0.8 * np.cos(a), 0.8 * np.sin(a)]])
         for a in np.arange(0, 2 * np.pi, np.pi / 5)
     ]
+    around, far = np.linspace(0, 2 * np.pi, 18), 0.5 + 0.12 * np.tile([1, -1], 9)
+    crown = _spline(np.stack([far * np.cos(around), far * np.sin(around) - 0.15], 1))
     drawings: list[Lines] = [
         [  # a house
             _path(0, 0.8, 0, 0, 1, 0, 1, 0.8, 0, 0.8),
@@ -126,7 +127,7 @@ def drawing(rng: Generator) -> Lines:
         [  # a tree
             _path(-0.1, 0.9, -0.08, 0.3),
             _path(0.1, 0.9, 0.08, 0.3),
-            _spline(np.stack([(r := 0.5 + 0.12 * np.tile([1, -1], 9)) * np.cos(a := np.linspace(0, 2 * np.pi, 18)), r * np.sin(a) - 0.15], 1)),
+            crown,
             _path(-0.7, 0.9, 0.7, 0.92),
         ],
         sun,

@@ -85,10 +85,8 @@ def written(text: str, width: float, rng: Generator) -> Field:
     page = Image.new("L", (int(right - left) + UNIT, int(bottom - top) + UNIT))
     ImageDraw.Draw(page).text((UNIT / 2 - left, UNIT / 2 - top), text, 255, font)
     height, wide = page.height, page.width
-    bend = [
-        cv2.resize(rng.normal(0, 0.05 * UNIT, (3 * height // UNIT + 2, 3 * wide // UNIT + 2)).astype(np.float32), (wide, height))
-        for _ in range(2)
-    ]
+    knots = (2, 3 * height // UNIT + 2, 3 * wide // UNIT + 2)
+    bend = [cv2.resize(part.astype(np.float32), (wide, height)) for part in rng.normal(0, 0.05 * UNIT, knots)]
     y, x = np.mgrid[:height, :wide].astype(np.float32)
     slant = np.float32(rng.normal(0, 0.15))
     bent = cv2.remap(np.asarray(page), x + bend[0] + slant * (y - height / 2), y + bend[1], cv2.INTER_LINEAR)
@@ -131,7 +129,9 @@ def _along(bones: Mask, width: float) -> Field:
 
 
 def _pressure(shape: tuple[int, ...], width: float, rng: Generator) -> Field:
-    coarse = rng.normal(0, 0.06 * width, (max(3, 3 * shape[0] // UNIT), max(3, 3 * shape[1] // UNIT))).astype(np.float32)
+    coarse = rng.normal(0, 0.06 * width, (max(3, 3 * shape[0] // UNIT), max(3, 3 * shape[1] // UNIT))).astype(
+        np.float32
+    )
     return cv2.resize(coarse, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
 
 
