@@ -94,7 +94,15 @@ def test_a_preset_with_a_misspelt_key(run: Run, train_here: Train, tmp_path: Pat
         train_here(more, "experiment=nested")
 
 
-@pytest.mark.parametrize("words", [["train.py", "--help"], ["train.py", "--cfg", "job"], ["predict.py", "--help"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train.py", "--help"],
+        ["train.py", "--cfg", "job"],
+        ["predict.py", "--help"],
+        ["mnist_pl/evaluate.py", "--help"],
+    ],
+)
 def test_help_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
     code = (
         "import runpy, sys; sys.argv = sys.argv[1:]\n"

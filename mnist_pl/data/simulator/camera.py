@@ -156,7 +156,9 @@ def _frame(size: tuple[float, float], look: Look, rng: Generator, single: bool) 
     ranges, shares = ((30, 64), (64, 200), (200, 800), (800, 1600), (1600, 3000)), (0.07, 0.17, 0.48, 0.25, 0.03)
     low, high = ranges[rng.choice(5, p=shares)]
     longer = float(np.exp(rng.uniform(np.log(low), np.log(high))))
-    small = rng.random() < 0.12
+    if look.medium == "pasted":
+        longer = min(longer, 1600.0)
+    small = rng.random() < 0.12 and look.pen != "faint pencil"
     share = (
         rng.uniform(0.12, 0.22) if small and single else rng.uniform(0.3, 0.45) if small else rng.uniform(0.45, 0.88)
     )
@@ -165,7 +167,9 @@ def _frame(size: tuple[float, float], look: Look, rng: Generator, single: bool) 
         aspect = float(rng.choice([4 / 3, 3 / 2, 16 / 9, min(4.0, size[0] / size[1]), 1]))
     wide, tall = (longer, longer / aspect) if aspect > 1 else (longer * aspect, longer)
     unit = share * min(wide / size[0], tall / size[1])
-    least = 17 if single else 26 if "touching" in look.marks else 18  # pixels that a person can read
+    least = 17 if single else 18  # pixels that a person can read
+    if look.pen == "faint pencil" or "touching" in look.marks:
+        least = 26
     if unit < least:
         share = min(0.88, share * least / unit)
         unit = share * min(wide / size[0], tall / size[1])
