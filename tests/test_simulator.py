@@ -132,6 +132,15 @@ def test_a_broad_pen_does_not_fill_a_small_loop() -> None:
     assert form(strokes.digit(small, 0.21, np.random.default_rng(1)) > 0) == (1, 1)
 
 
+def test_what_stood_beside_a_digit_is_left_out_and_a_loose_bar_is_not() -> None:
+    image = ring()
+    image[12:15, 24:26] = 255  # beside it
+    assert form(strokes.digit(image, 0.1, np.random.default_rng(1)) > 0) == (1, 1)
+    image = ring()
+    image[1:3, 12:22] = 255  # over it
+    assert form(strokes.digit(image, 0.1, np.random.default_rng(1)) > 0) == (2, 1)
+
+
 def test_what_is_no_digit_is_drawn(made: list[simulator.Made]) -> None:
     rng = np.random.default_rng(1)
     for kind in drawings.KINDS.values():
