@@ -18,6 +18,7 @@ STROKE = (0.10, 0.16)  # stroke width over the digit's longer side: 20th and 80t
 WORKING = 1600  # pixels of the longer side that are looked at, at most
 SMALL = 160  # and at least: a smaller picture is enlarged, so that its strokes are some pixels wide
 ROUGH = 320  # pixels of the longer side, where the paper is looked at
+FITS = 6  # of the light
 FLAT, THICKEST = 0.6, 0.4  # of the pixels; of the shorter side
 WIDEST = 0.2  # of the shorter side; what is thicker than that is no stroke, but a shadow or a desk
 GRAIN = 0.0008  # of the longer side: paper and cameras are grainier than strokes are thin
@@ -44,15 +45,21 @@ class Page:
     scale: float  # its size over that of the picture
 
 
-def find_ink(gray: Gray, flat: bool = False, other: bool = False) -> Page:  # (H, W)
-    """`flat` takes the paper for evenly lit, `other` looks for ink of the less likely polarity."""
+def find_ink(gray: Gray, smooth: bool = False, other: bool = False) -> Page:  # (H, W)
+    """`smooth` takes the light to fall off smoothly, without shadows: then strokes may be of any width.
+
+    `other` looks for ink of the less likely polarity.
+    """
     scale = 1.0
     longer = max(gray.shape)
     if longer > WORKING or longer < SMALL:
         scale = (WORKING if longer > WORKING else SMALL) / longer
         size = max(1, round(gray.shape[1] * scale)), max(1, round(gray.shape[0] * scale))
         gray = cv2.resize(gray, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    paper, over, sign = _even(gray, other) if flat or _is_flat(gray) else _paper(gray, other)
+    if _is_flat(gray):
+        paper, over, sign = _even(gray, other)
+    else:
+        paper, over, sign = _smooth(gray, other) if smooth else _paper(gray, other)
     gray = cv2.GaussianBlur(gray, (0, 0), GRAIN * max(gray.shape))
     away = np.minimum((paper - gray.astype(np.float32)) * sign, (over - gray.astype(np.float32)) * sign)
     typical = float(np.median(paper))
@@ -82,8 +89,31 @@ def _even(gray: Gray, other: bool) -> tuple[Ink, Ink, int]:
     return paper, paper, sign
 
 
-def _small(gray: Any) -> Any:
-    share = min(1.0, ROUGH / max(gray.shape))
+def _smooth(gray: Gray, other: bool) -> tuple[Ink, Ink, int]:
+    """As `_paper`, of a light that is a polynomial of the place: fitted to the frame, then to all that is like it."""
+    small = _small(gray, ROUGH // 2).astype(np.float32)
+    height, width = small.shape
+    y, x = np.mgrid[:height, :width].reshape(2, -1).astype(np.float32) / max(height, width)
+    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y])
+    values = small.ravel()
+    ring = max(1, min(height, width) // 12)
+    inner = np.zeros(small.shape, bool)
+    inner[ring:-ring, ring:-ring] = True
+    used = ~inner.ravel()
+    for _ in range(FITS):
+        fit = np.linalg.lstsq(terms[:, used].T, values[used], rcond=None)[0]
+        away = np.abs(values - fit @ terms)
+        used = away < max(2.5 * 1.4826 * float(np.median(away[used])), 4)
+        if not used.any():
+            break
+    paper = cv2.resize((fit @ terms).reshape(small.shape), gray.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    paper = paper.clip(0, 255).astype(np.float32)
+    sign = 1 if (_strength(paper - gray) >= _strength(gray - paper)) != other else -1
+    return paper, paper, sign
+
+
+def _small(gray: Any, longer: int = ROUGH) -> Any:
+    share = min(1.0, longer / max(gray.shape))
     size = max(1, round(gray.shape[1] * share)), max(1, round(gray.shape[0] * share))
     return cv2.resize(gray, size, interpolation=cv2.INTER_AREA)
 
@@ -181,7 +211,7 @@ def _erase_rules(ink: Ink, floor: float) -> None:
     height, width = ink.shape
     share = min(1.0, 2 * ROUGH / max(ink.shape))
     inked = (ink > floor).astype(np.uint8)
-    small = cv2.resize(inked, None, fx=share, fy=share, interpolation=cv2.INTER_AREA) if share < 1 else inked
+    small = _small(inked, 2 * ROUGH)
     length = RULE * small.shape[1]
     lines = cv2.HoughLinesP(small, 1, np.pi / 720, int(0.6 * length), minLineLength=length, maxLineGap=0.08 * length)
     level = [] if lines is None else [line for line in lines.reshape(-1, 4).tolist() if _falls(line) < STEEPEST]

@@ -29,6 +29,7 @@ TOGETHER, PIXELS = 500, 16_000_000  # pictures that are decoded before the netwo
 AT_ONCE = 250  # images for the network; small enough for the activations to stay in a processor's cache
 SURE, NO_DIGIT = 0.8, 0.5  # confidences below which an answer is "unsure", and below which it is none
 MOSTLY = 0.6  # of what is on a picture, by height, has to be digits, for it to be a number
+LARGE = 0.25  # of the shorter side: strokes of a digit that high may be wider than a shadow
 SPECK = 0.22  # of the digits' height: what is smaller than that is none
 LOOSE = 0.75  # of the digits' height: what is lower than that may be a piece of one
 NEAR = 0.25  # of the digits' height: how far a piece may be from the rest
@@ -84,9 +85,6 @@ class Answer:
 
 
 Seen = tuple[Part, Gray, Probabilities]  # a part, as the network sees it, and what it says
-
-# How a picture is looked at, until there is an answer: again for a pen wide as a shadow, and for the other polarity.
-LOOKS: tuple[dict[str, Any], ...] = ({}, {"flat": True}, {"other": True})
 
 WHOLE = Part(0, 0, np.zeros((SIDE, SIDE), np.float32))
 
@@ -147,16 +145,29 @@ def read(model: "DigitClassifier", gray: Gray) -> Answer:  # (H, W)
     """What is in MNIST's form already is shown to the network as it is."""
     if gray.shape == (SIDE, SIDE) and is_prepared(gray[None])[0]:
         return _answer([[(WHOLE, gray, classify(model, gray[None])[0])]], 1.0)
-    answers: list[Answer] = []
-    for look in LOOKS:
-        page = find_ink(gray, **look)
-        parts, tall = find_digits(page)
-        seen = _mend(model, _look(model, parts), tall)
-        lines = [[one for seen in line for one in _cut(model, seen, tall)] for line in in_lines(seen, tall)]
-        answers.append(_answer(lines, 1 / page.scale))
-        if answers[-1].text:
-            return answers[-1]
-    return next((answer for answer in answers if answer.note != "blank"), answers[0])
+    seen = [_read(model, gray)]
+    if seen[0].confidence < SURE or seen[0].note or _height(seen[0]) > LARGE * min(gray.shape):
+        seen.append(_read(model, gray, smooth=True))
+    if not any(answer.text for answer in seen):
+        seen.append(_read(model, gray, other=True))
+    sure = [answer for answer in seen if answer.text and answer.confidence >= SURE]
+    if sure:  # the piece of a wide stroke may be a 1
+        return max(sure, key=_height)
+    found = [answer for answer in seen if answer.text] or [answer for answer in seen if answer.note != "blank"]
+    return max(found, key=lambda answer: answer.confidence) if found else seen[0]
+
+
+def _height(answer: Answer) -> float:
+    """The largest digit's, in pixels."""
+    return max((digit.box[3] - digit.box[1] for digit in answer.digits), default=0)
+
+
+def _read(model: "DigitClassifier", gray: Gray, **look: bool) -> Answer:
+    page = find_ink(gray, **look)
+    parts, tall = find_digits(page)
+    seen = _mend(model, _look(model, parts), tall)
+    lines = [[one for seen in line for one in _cut(model, seen, tall)] for line in in_lines(seen, tall)]
+    return _answer(lines, 1 / page.scale)
 
 
 def find_digits(page: Page) -> tuple[list[Part], float]:
