@@ -56,9 +56,7 @@ def simulate(
 
     Of another set (N, 28, 28), light on 0, too. No image is used twice, as long as there are enough.
     """
-    order = np.random.default_rng([seed, VERSION]).permutation(len(labels))
-    if len(labels) == 10_000:
-        order = order[~np.isin(order, UNREADABLE)]
+    order = shuffled(seed, len(labels))
     for number, kind in enumerate(KINDS):
         at = DIGITS_OF.get(kind, 0)
         for index in range((counts or COUNTS)[kind]):
@@ -70,6 +68,12 @@ def simulate(
             chosen = order[np.arange(at, at + sum(lines)) % len(order)]
             at += sum(lines)
             yield _digits(images[chosen], labels[chosen], lines, kind, index, rng)
+
+
+def shuffled(seed: int, count: int) -> NDArray[np.int64]:
+    """The places of the images that may be used, in the order of their use."""
+    order = np.random.default_rng([seed, VERSION]).permutation(count)
+    return order[~np.isin(order, UNREADABLE)] if count == 10_000 else order  # MNIST's
 
 
 def build(
