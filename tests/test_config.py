@@ -102,7 +102,13 @@ def test_a_preset_with_a_misspelt_key(run: Run, train_here: Train, tmp_path: Pat
 
 @pytest.mark.parametrize(
     "words",
-    [["train.py", "--help"], ["train.py", "--cfg", "job"], ["predict.py", "--help"], ["mnist_pl/export.py", "--help"]],
+    [
+        ["train.py", "--help"],
+        ["train.py", "--cfg", "job"],
+        ["predict.py", "--help"],
+        ["mnist_pl/export.py", "--help"],
+        ["mnist_pl/evaluate.py", "--help"],
+    ],
 )
 def test_help_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
     code = (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from mnist_pl.storage import write
 
@@ -59,6 +59,19 @@ def boxes(gray: NDArray[np.uint8], marked: Sequence[tuple[tuple[int, int, int, i
         draw.rectangle(draw.textbbox(place, text, font, anchor="lb"), fill="white")
         draw.text(place, text, RED, font, anchor="lb")
     return picture
+
+
+def sheet(pictures: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
+    """Pictures of any size, shrunk or enlarged to small ones, with a title of one or two lines each."""
+    columns, wide, high, head = min(len(pictures), 10), 150, 112, 38
+    page = Image.new("RGB", (wide * columns, (head + high + 8) * -(-len(pictures) // columns)), "#bbbbbb")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(12)
+    for number, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
+        left, top = number % columns * wide, number // columns * (head + high + 8)
+        draw.multiline_text((left + 4, top + head - 3), title, "black", font, anchor="ld")
+        shrunk = ImageOps.contain(picture.convert("RGB"), (wide - 8, high))
+        page.paste(shrunk, (left + 4, top + head))
+    return page
 
 
 def filters(weights: NDArray[np.floating]) -> Image.Image:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from mnist_pl.data import to_float
 from mnist_pl.data.digits import BOX, CENTRE, SIDE
 from mnist_pl.models import DigitClassifier
-from mnist_pl.reading.pictures import STROKE
+from mnist_pl.reading.ink import STROKE
 from mnist_pl.storage import one_line
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "html": ".html"}  # by format

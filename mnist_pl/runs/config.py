@@ -64,10 +64,19 @@ class Export:
     model: Named = field(default_factory=Named)
 
 
+@dataclass
+class Evaluate:
+    ckpt_path: str | None = None
+    pictures: str | None = None
+    simulated: str = MISSING
+    data_dir: str | None = None
+
+
 ConfigStore.instance().store("train_schema", Train)
 ConfigStore.instance().store("tune_schema", Tune)
 ConfigStore.instance().store("predict_schema", Predict)
 ConfigStore.instance().store("export_schema", Export)
+ConfigStore.instance().store("evaluate_schema", Evaluate)
 
 
 OmegaConf.register_new_resolver("label", lambda *, _root_: label(_root_), replace=True)
