@@ -6,11 +6,12 @@ if __name__ == "__main__":
     end_on_signals()  # before the imports, which take their time
 
 import csv
+import json
 import os
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -23,17 +24,15 @@ from mnist_pl.runs.claim import taken
 from mnist_pl.runs.errors import one_line_errors, set_up_process
 from mnist_pl.runs.folders import find
 from mnist_pl.runs.words import BETWEEN, expand_input
-from mnist_pl.storage import one_line, short_path
+from mnist_pl.storage import one_line, printable, short_path
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from mnist_pl.models import DigitClassifier
+    from mnist_pl.reading.numbers import Answer
 
+OUTPUTS = ("table", "json")
 DRAWN = 20  # test images in the grid
-SHEET = 100  # pictures on the contact sheet
-TOGETHER = 500  # pictures read before the network gets them
-AT_ONCE = 250  # images for the network; small enough for the activations to stay in a processor's cache
+SHEET = 100  # digits on the contact sheet, and pictures that boxes are drawn on
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="predict")
@@ -46,12 +45,15 @@ def main(cfg: DictConfig) -> None:
         path = find(cfg.ckpt_path, "best.ckpt")
         model, described = load_model(path, own_class(cfg.model._target_))
         folder = Path(hydra.runtime.output_dir)
-        for name in taken()[:1]:
-            print(f"{name} is taken; the answers go to {short_path(folder)}")
-        print(f"{type(model).__name__} from {path}")
+        if cfg.output not in OUTPUTS:
+            raise ValueError(f"output={one_line(cfg.output)}: must be {' or '.join(OUTPUTS)}")
+        if cfg.output == "table":
+            for name in taken()[:1]:
+                print(f"{name} is taken; the answers go to {short_path(folder)}")
+            print(f"{type(model).__name__} from {path}")
         if cfg.input is None:
             score_test_images(model, described.get("datamodule_hyper_parameters", {}), cfg.data_dir, cfg.seed, folder)
-        elif not read_pictures(model, cfg.input.split(BETWEEN), folder):
+        elif not read_pictures(model, cfg.input.split(BETWEEN), folder, cfg.output):
             if hydra.mode == RunMode.MULTIRUN:  # the jobs after this one go on
                 raise ValueError("input: not every picture could be answered")
             sys.exit(1)
@@ -76,12 +78,13 @@ def score_test_images(
 
     from mnist_pl.data import MNISTDataModule
     from mnist_pl.figures import plots
+    from mnist_pl.reading.numbers import classify
 
     data = MNISTDataModule(trained_on.get("dataset", "mnist"), data_dir, val_size=0)
     data.prepare_data()
     data.setup("test")
     images, labels = data.splits["test"]
-    confidences, guesses = answers(model, images)
+    confidences, guesses = torch.from_numpy(classify(model, images.numpy())).max(dim=1)
     right = guesses == labels
     print(
         f"{data.dataset}: {int(right.sum()):,} of {len(labels):,} test images right, {float(right.double().mean()):.2%}"
@@ -97,69 +100,91 @@ def score_test_images(
     print(f"drawn in {short_path(plots.save(figure, folder / 'test_images.png'))}")
 
 
-def read_pictures(model: "DigitClassifier", sources: list[str], folder: Path) -> bool:
-    """Answers every picture that can be read; returns whether that was all of them."""
-    import numpy as np
-    import torch
-
-    from mnist_pl.figures import plots
-    from mnist_pl.reading import pictures
-    from mnist_pl.storage import printable
+def read_pictures(model: "DigitClassifier", sources: list[str], folder: Path, output: str = "table") -> bool:
+    """Answers every picture that can be read, in their order; returns whether that was all of them."""
+    from mnist_pl.reading.numbers import read_files
+    from mnist_pl.reading.pictures import find_pictures
 
     paths: list[Path] = []
-    names: list[str] = []
-    parts: list[np.ndarray] = []
-    answered: list[Future[tuple[Tensor, Tensor]]] = []
     failed = 0
     for source in sources:
         try:
-            paths += pictures.find_pictures(source)
+            paths += find_pictures(source)
         except ValueError as reason:
             failed += 1
             print(f"error: {reason}", file=sys.stderr)
-    with ThreadPoolExecutor(1) as network:  # it answers while the next pictures are decoded
-        for start in range(0, len(paths), TOGETHER):
-            images, readable, errors = pictures.read_pictures(paths[start : start + TOGETHER])
-            failed += len(errors)
-            for error in errors:
-                print(f"error: {error}", file=sys.stderr)
-            if readable:
-                names += readable
-                parts.append(images)
-                answered.append(network.submit(answers, model, torch.from_numpy(images)))
-    if not names:
+    answers: dict[str, Answer] = {}
+    for name, answer in read_files(model, paths):
+        if isinstance(answer, ValueError):
+            failed += 1
+            print(printable(f"error: {name}: {answer}"), file=sys.stderr)
+        else:
+            answers[name] = answer
+            if output == "json":
+                print(json.dumps({"file": name, **answer.as_dict()}))
+    if not answers:
         return False
-    confidences: list[float] = []
-    guesses: list[int] = []
-    for part in answered:
-        values, digits = part.result()
-        confidences += values.tolist()
-        guesses += digits.tolist()
-    shown = [printable(name) for name in names]
-    width = max(map(len, shown))
-    lines = [f"{n:{width}}  {g:>5}  {c:>10.1%}" for n, g, c in zip(shown, guesses, confidences, strict=True)]
-    print("\n".join([f"{'file':{width}}  digit  confidence", *lines]))
-    with open(folder / "predictions.csv", "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "digit", "confidence"])
-        writer.writerows(zip(names, guesses, (f"{c:.6f}" for c in confidences), strict=True))
-    rows = zip(names[:SHEET], guesses, confidences, strict=False)
-    titles = [f"{printable(Path(name).name)[:14]}\n{guess}  {confidence:.0%}" for name, guess, confidence in rows]
-    sheet = plots.save(plots.grid(np.concatenate(parts)[:SHEET], titles), folder / "seen.png")
-    print(f"answers in {short_path(folder / 'predictions.csv')}, what the network saw in {short_path(sheet)}")
+    if output == "table":
+        shown = {printable(name): answer for name, answer in answers.items()}
+        width = max(map(len, [*shown, "file"]))
+        wide = max([len(answer.text) for answer in shown.values()] + [len("answer")])
+        print(f"{'file':{width}}  {'answer':{wide}}  confidence  note")
+        for name, answer in shown.items():
+            print(f"{name:{width}}  {answer.text:{wide}}  {answer.confidence:>10.1%}  {answer.note}".rstrip())
+    write_tables(answers, folder)
+    sheet = draw_answers(answers, folder)
+    if output == "table":
+        seen = f", what the network saw in {short_path(sheet)}" if sheet else ""
+        print(f"answers in {short_path(folder / 'predictions.csv')}{seen}")
     return not failed
 
 
-def answers(model: "DigitClassifier", images: "Tensor") -> "tuple[Tensor, Tensor]":
-    """Images (N, 28, 28) uint8 -> the confidence of each answer (N,) in [0, 1], and the digit (N,)."""
-    import torch
+def write_tables(answers: "dict[str, Answer]", folder: Path) -> None:
+    """`predictions.csv`, a row a picture, and `boxes.csv`, a row a digit."""
+    boxes = ["file", "line", "place", "digit", "confidence", "left", "top", "right", "bottom"]
+    tables: dict[str, list[list[Any]]] = {
+        "predictions.csv": [["file", "answer", "confidence", "note"]],
+        "boxes.csv": [boxes],
+    }
+    for name, answer in answers.items():
+        tables["predictions.csv"].append([name, answer.text, f"{answer.confidence:.6f}", answer.note])
+        for digit in answer.digits:
+            place = [digit.line, digit.place, digit.digit, f"{digit.confidence:.6f}", *digit.box]
+            tables["boxes.csv"].append([name, *place])
+    for file_name, rows in tables.items():
+        with open(folder / file_name, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            csv.writer(file).writerows(rows)
 
-    from mnist_pl.data import to_float
 
-    with torch.inference_mode():
-        logits = torch.cat([model(to_float(batch)) for batch in images.split(AT_ONCE)])
-        confidences, digits = logits.softmax(dim=1).max(dim=1)
-    return confidences, digits
+def draw_answers(answers: "dict[str, Answer]", folder: Path) -> Path | None:
+    """A sheet of what the network saw; and of each picture with several digits, `read_NAME.png`, with boxes over it."""
+    import numpy as np
+
+    from mnist_pl.figures import plots
+    from mnist_pl.reading import pictures
+
+    images: list[np.ndarray] = []
+    titles: list[str] = []
+    several = 0
+    for name, answer in answers.items():
+        short = printable(Path(name).name)
+        if len(answer.digits) > 1 and several < SHEET:
+            several += 1
+            with suppress(ValueError):  # it has been taken away
+                boxes = [(digit.box, str(digit.digit)) for digit in answer.digits]
+                plots.save(plots.boxes(pictures.load(name), boxes), new_name(folder, f"read_{Path(short).stem}"))
+        for digit in (*answer.digits, *answer.refused):
+            if len(images) < SHEET:
+                images.append(digit.image)
+                said = str(digit.digit) if digit in answer.digits else f"none ({digit.digit}?)"
+                titles.append(f"{short[:14]}\n{said}  {digit.confidence:.0%}")
+    return plots.save(plots.grid(np.stack(images), titles), folder / "seen.png") if images else None
+
+
+def new_name(folder: Path, stem: str) -> Path:
+    """With a number, where pictures of several folders have the same name."""
+    names = (f"{stem}.png", *(f"{stem}_{number}.png" for number in range(2, SHEET + 2)))
+    return next(folder / name for name in names if not (folder / name).exists())
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7
 COLORS = (BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", "#000000")
 # One for each digit: Paul Tol's muted scheme, and black.
 DIGITS = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#000000")
+SHOWN = 800  # pixels of the longer side of a picture with boxes, at least
 LINES = ("-", "--", ":")  # for more curves than colours
 
 
@@ -42,6 +43,22 @@ def grid(images: NDArray[np.uint8], titles: Sequence[str], wrong: Sequence[bool]
             Image.fromarray(255 - image).resize((side, side), Image.Resampling.NEAREST), (left + 18, top + head)
         )
     return sheet
+
+
+def boxes(gray: NDArray[np.uint8], marked: Sequence[tuple[tuple[int, int, int, int], str]]) -> Image.Image:
+    """A picture (H, W) with a box (left, top, right, bottom) around each digit, and over it what it was read as."""
+    grow = max(1, -(-SHOWN // max(gray.shape)))
+    picture = Image.fromarray(gray).convert("RGB").resize((gray.shape[1] * grow, gray.shape[0] * grow))
+    draw = ImageDraw.Draw(picture)
+    line = max(2, round(max(picture.size) / 400))
+    for box, text in marked:
+        left, top, right, bottom = (value * grow for value in box)
+        draw.rectangle((left - line, top - line, right + line, bottom + line), outline=RED, width=line)
+        font = ImageFont.load_default(max(14, min(48, (bottom - top) // 2)))
+        place = (left, top - line)
+        draw.rectangle(draw.textbbox(place, text, font, anchor="lb"), fill="white")
+        draw.text(place, text, RED, font, anchor="lb")
+    return picture
 
 
 def filters(weights: NDArray[np.floating]) -> Image.Image:

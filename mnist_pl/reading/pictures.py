@@ -9,22 +9,21 @@ import io
 import os
 import stat
 import struct
-import warnings
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFilter
+from PIL import ExifTags, Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-from mnist_pl.data.digits import BOX, CENTRE, SIDE, centre_by_mass
+from mnist_pl.data.digits import BOX, CENTRE, SIDE
 from mnist_pl.storage import printable
 
-WORKING = 160  # pixels of the ink's longer side while its strokes are looked at
-STROKE = (0.10, 0.16)  # stroke width over the ink's longer side: 20th and 80th percentile of the training images
+DRAFT = 1000  # pixels a side that a JPEG decoder leaves at least
+
+
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif"),
     # Pictures that are not read: each is refused by name rather than passed over.
@@ -71,32 +70,6 @@ def find_pictures(path: str | os.PathLike[str]) -> list[Path]:
     if not found:
         raise ValueError(f"input={printable(path)}: the folder holds no picture; PNG and JPEG files are read")
     return [Path(name) for name in sorted(found)]
-
-
-def read_pictures(paths: Sequence[str | os.PathLike[str]]) -> tuple[Gray, list[str], list[str]]:
-    """-> (N, 28, 28), light ink on 0, of the pictures that can be read; their paths; a line for each of the others."""
-    whole: list[Gray] = []
-    names, errors = [], []
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")  # about metadata; what stops it from reading it raises
-        for path in paths:
-            try:
-                gray = load(path)
-                # MNIST's own size is looked at for many at a time: ten thousand such digits are no rare folder.
-                whole.append(gray if gray.shape == (SIDE, SIDE) else prepare(gray))
-                names.append(os.fspath(path))
-            except ValueError as error:
-                errors.append(printable(f"{os.fspath(path)}: {error}"))
-    images = np.stack(whole) if whole else np.empty((0, SIDE, SIDE), np.uint8)
-    bad = set()
-    for index in np.flatnonzero(~_is_prepared(images)):
-        try:
-            images[index] = prepare(images[index])
-        except ValueError as error:
-            errors.append(printable(f"{names[index]}: {error}"))
-            bad.add(index)
-    kept = [index for index in range(len(names)) if index not in bad]
-    return images[kept], [names[index] for index in kept], errors
 
 
 def load(path: str | os.PathLike[str]) -> Gray:
@@ -166,7 +139,7 @@ def _is_decoded_by_rows(picture: JpegImageFile, content: bytes) -> bool:
 
 def _draft(picture: Image.Image) -> None:
     """Lets the JPEG decoder skip what would be thrown away; once is enough."""
-    picture.draft("L", (2 * WORKING, 2 * WORKING))
+    picture.draft("L", (DRAFT, DRAFT))
 
 
 def _gray(picture: Image.Image) -> Gray:
@@ -214,14 +187,7 @@ def _turned(gray: Gray, picture: Image.Image) -> Gray:
     return gray
 
 
-def prepare(gray: Gray) -> Gray:  # (H, W) -> (28, 28), light ink on 0
-    """Raises ValueError where the picture shows nothing."""
-    ink = _stretch(_resize(_crop(_ink(gray)), WORKING))
-    ink = _crop(_mend_strokes(ink), floor=0.05)
-    return centre_by_mass(_stretch(_resize(ink, BOX)) * 255)
-
-
-def _is_prepared(images: Gray) -> NDArray[np.bool_]:  # (N, 28, 28) -> (N,)
+def is_prepared(images: Gray) -> NDArray[np.bool_]:  # (N, 28, 28) -> (N,)
     """Which are in MNIST's form already: ink in a box of 20x20 on plain 0, its centre of mass at the centre."""
     sides, centres = [], []
     for axis in (1, 2):  # the profile over the columns, then over the rows
@@ -231,80 +197,3 @@ def _is_prepared(images: Gray) -> NDArray[np.bool_]:  # (N, 28, 28) -> (N,)
         centres.append(profile @ np.arange(SIDE) / np.maximum(profile.sum(axis=1), 1))
     side = np.maximum(*sides)
     return (side >= BOX - 1) & (side <= BOX) & (np.abs(np.stack(centres) - CENTRE).max(axis=0) <= 1)
-
-
-def _ink(gray: Gray) -> Ink:  # -> (H, W) in [0, 1]: how far each pixel is from the paper, on the ink's side of it
-    frame = np.concatenate([gray[0], gray[-1], gray[:, 0], gray[:, -1]])
-    paper = float(np.median(frame))
-    away = gray.astype(np.float32) - paper
-    ink = np.maximum(-away, 0) if -away.min() > away.max() else np.maximum(away, 0)
-    if ink.max() < 16:  # of 255: a photograph of blank paper varies by as much
-        raise ValueError("shows no ink")
-    ink /= ink.max()
-    # What is fainter than a third of the step between paper and ink is shadow, grain or JPEG noise.
-    floor = _otsu(ink) / 3
-    return np.clip((ink - floor) / (1 - floor), 0, 1)
-
-
-def _otsu(ink: Ink) -> float:
-    """The threshold that splits the values into two groups of least variance (Otsu 1979)."""
-    counts, edges = np.histogram(ink, bins=64, range=(0, 1))
-    middles = (edges[:-1] + edges[1:]) / 2
-    below, total = np.cumsum(counts), counts.sum()
-    above = total - below
-    sums = np.cumsum(counts * middles)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
-    return float(middles[np.nanargmax(between)])
-
-
-def _crop(ink: Ink, floor: float = 0.25) -> Ink:
-    """To the box of what is darker than `floor`; rows and columns of hardly any of the ink are specks."""
-    dark = ink > floor
-    speck = dark.sum() / max(1000, 3 * max(ink.shape))  # a stroke may be about three times as long as the picture
-    rows, columns = np.flatnonzero(dark.sum(axis=1) > speck), np.flatnonzero(dark.sum(axis=0) > speck)
-    if len(rows) == 0 or len(columns) == 0:
-        raise ValueError("shows no ink")
-    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-
-
-def _mend_strokes(ink: Ink) -> Ink:
-    """Thickens or thins strokes far from MNIST's: faded by the way to 20x20, or filling the holes of an 8."""
-    side = max(ink.shape)
-    width = _stroke_width(ink)
-    thin, thick = STROKE[0] * side, STROKE[1] * side
-    padded = np.pad(ink, int(thin))
-    if width < thin:
-        return _filter(padded, ImageFilter.MaxFilter(_odd(thin - width)))
-    if width > thick and min(ink.shape) > 2 * width:  # a 1 is nothing but a stroke: thinned, it would only shrink
-        return _filter(padded, ImageFilter.MinFilter(_odd(width - thick)))
-    return ink
-
-
-def _stroke_width(ink: Ink) -> float:
-    """Pixels: a stroke of width w and length l has area w * l and an outline of about 2 * l."""
-    dark = np.pad(ink > 0.5, 1)
-    across, down = dark[:, 1:] != dark[:, :-1], dark[1:] != dark[:-1]
-    # A step of an outline has a crossing in each direction where it is diagonal: count those once, sqrt(2) long.
-    outline = (across.sum() + down.sum()) * np.pi / 4
-    return float(2 * dark.sum() / max(outline, 1))
-
-
-def _odd(size: float) -> int:
-    return 2 * round(size / 2) + 1
-
-
-def _filter(ink: Ink, kernel: ImageFilter.Filter) -> Ink:
-    picture = Image.fromarray((ink * 255).astype(np.uint8)).filter(kernel)
-    return np.asarray(picture, dtype=np.float32) * np.float32(1 / 255)
-
-
-def _resize(ink: Ink, longer_side: int) -> Ink:
-    """Keeps the aspect. A box filter, when shrinking, lets a thin line fade evenly rather than fall between pixels."""
-    height, width = (max(1, round(side * longer_side / max(ink.shape))) for side in ink.shape)
-    method = Image.Resampling.BOX if longer_side < max(ink.shape) else Image.Resampling.BILINEAR
-    return np.asarray(Image.fromarray(ink).resize((width, height), method))
-
-
-def _stretch(ink: Ink) -> Ink:
-    return ink * np.float32(1 / max(float(ink.max()), 1e-6))

@@ -51,6 +51,7 @@ class Predict:
     input: str | None = None
     data_dir: str | None = None
     seed: int | None = None
+    output: str = "table"
     model: Named = field(default_factory=Named)
 
 
