@@ -95,9 +95,9 @@ class Gate:
         if self.is_local and name != "localhost" and not (_is_address(name) and ipaddress.ip_address(name).is_loopback):
             raise Refusal(403, f"this page is at 127.0.0.1, not {host}; say host=0.0.0.0 to open it to others")
         elsewhere = origin is not None and origin.partition("://")[2] != host
-        if elsewhere or headers.get("sec-fetch-site") in ("cross-site", "same-site"):
-            if path != "/" or origin is not None:  # a link to the page may be anywhere
-                raise Refusal(403, "only the page itself may ask, not one of another site")
+        elsewhere |= path != "/" and headers.get("sec-fetch-site") in ("cross-site", "same-site")  # which may link to it
+        if elsewhere:
+            raise Refusal(403, "only the page itself may ask, not one of another site")
         if not OPEN.fullmatch(path):
             raise Refusal(404, "there is nothing here; the page is at /, and its API at /read")
 
@@ -208,6 +208,7 @@ def serve(
             raise ValueError(f"network={network}: there is no such run; GET /networks lists them")
         said = reader.read(one.checkpoint, picture)
         if not images:
+            del said["refused"]
             for digit in said["digits"]:
                 del digit["image"]
         return {**said, "network": one.name}

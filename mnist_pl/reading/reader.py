@@ -7,6 +7,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Iterable
+from dataclasses import replace
 from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -98,6 +99,7 @@ class Reader:
 def _work(pipe: Connection) -> None:
     """In the reading process: checkpoints and pictures in, answers and errors out, until nobody is left to ask."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of Ctrl-C, which the terminal sends to all
+    import cv2
     import torch
 
     from mnist_pl.reading.checkpoint import load_model
@@ -105,6 +107,7 @@ def _work(pipe: Connection) -> None:
     from mnist_pl.reading.pictures import load
 
     torch.set_num_threads(1)  # a picture is too small to share out, and the server wants the other core
+    cv2.setNumThreads(1)
     networks: dict[tuple[Path, int], DigitClassifier] = {}
     while True:
         try:
@@ -131,26 +134,15 @@ def _work(pipe: Connection) -> None:
 
 
 def in_words(answer: "Answer", width: int, height: int) -> dict[str, Any]:
-    """Plain values for JSON. `width` and `height` are those that the boxes count in: large pictures are reduced."""
-    return {
-        "text": answer.text,
-        "confidence": round(answer.confidence, 6),
-        "note": answer.note,
-        "digits": [
-            {
-                "line": digit.line,
-                "place": digit.place,
-                "digit": digit.digit,
-                "confidence": round(digit.confidence, 6),
-                "box": [int(side) for side in digit.box],
-                "probabilities": [round(float(value), 6) for value in digit.probabilities],
-                "image": _png(digit.image),
-            }
-            for digit in answer.digits
-        ],
-        "width": width,
-        "height": height,
-    }
+    """`Answer.as_dict`, also of what was refused, with the images that the network saw (a PNG as a data URL).
+
+    `width` and `height` are of the picture that the boxes are on: large ones are reduced before they are read.
+    """
+    said = answer.as_dict()
+    said["refused"] = replace(answer, digits=answer.refused).as_dict()["digits"]
+    for words, digit in zip(said["digits"] + said["refused"], answer.digits + answer.refused, strict=True):
+        words["image"] = _png(digit.image)
+    return {**said, "width": width, "height": height}
 
 
 def _png(image: Any) -> str:  # (28, 28) uint8
