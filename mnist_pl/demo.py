@@ -39,16 +39,13 @@ def main(cfg: DictConfig) -> None:
         chosen = [find(path, "best.ckpt", "last.ckpt") for path in named]
         from mnist_pl.reading.demo import PORT, serve
 
-        url, close = serve(lambda: networks(chosen), cfg.host, cfg.port, cfg.seconds, cfg.megabytes)
+        url = serve(lambda: networks(chosen), cfg.host, cfg.port, cfg.seconds, cfg.megabytes)
         others = len(networks(chosen)) - 1
         taken = "" if cfg.port is not None or f":{PORT}/" in url else f" ({PORT} is taken)"
         print(f"network   {networks(chosen)[0].label}" + (f"; {others} more to choose from" if others else ""))
         print(f"page      {url}{taken}, until Ctrl-C", flush=True)
         advise("the page is closed")
-        try:
-            threading.Event().wait()
-        finally:
-            close()
+        threading.Event().wait()
 
 
 def check(cfg: DictConfig) -> None:

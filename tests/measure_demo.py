@@ -38,7 +38,9 @@ def main(url: str) -> None:
         browser.close()
     tenths = statistics.quantiles(times, n=10)
     load = " ".join(f"{one:.1f}" for one in os.getloadavg())
-    print(f"{len(times)} strokes: median {tenths[4]:.0f} ms, a tenth over {tenths[8]:.0f} ms, slowest {max(times):.0f} ms")
+    print(
+        f"{len(times)} strokes: median {tenths[4]:.0f} ms, a tenth over {tenths[8]:.0f} ms, slowest {max(times):.0f} ms"
+    )
     print(f"{os.cpu_count()} cores, load {load}")
 
 

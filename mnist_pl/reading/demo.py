@@ -4,6 +4,7 @@ Gradio's own pages fetch fonts and scripts from elsewhere, and take a tenth of a
 Gradio's routes, those that its client needs are open, and nobody can have the server fetch anything.
 """
 
+import atexit
 import base64
 import errno
 import hashlib
@@ -30,10 +31,10 @@ DRAINED = 10  # times as much as is allowed is received, so that the sender gets
 
 # What Gradio's client asks for, and no more: others proxy, fetch and list.
 OPEN = re.compile(
-    r"/|/read|/networks|/config/?|/gradio_api/(info/?|upload|startup-events|queue/(join|data)|cancel"
-    r"|heartbeat/\w+|(call|run|api)/read(/\w+)?)"
+    r"/|/read|/networks|/config/?|/gradio_api/(info/?|upload|startup-events|queue/(join|data)"
+    r"|heartbeat/\w+|(call|run|api)/read(/\w*)?)"
 )
-JSON = re.compile(r"/gradio_api/(queue/join|cancel|(call|run|api)/read)")
+JSON = re.compile(r"/gradio_api/(queue/join|(call|run|api)/read)/?")
 Scope = dict[str, Any]
 Receive = Callable[[], Any]
 Send = Callable[[dict[str, Any]], Any]
@@ -59,7 +60,7 @@ class Gate:
 
     def __init__(self, app: Any, host: str, limit: int, uploads: Path) -> None:
         self.app, self.limit, self.uploads = app, limit + AROUND, uploads
-        self.is_local = host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+        self.host, self.is_local = host, _is_loopback(host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -78,9 +79,9 @@ class Gate:
             self.check(scope["path"], headers)
             limit = AROUND if JSON.fullmatch(scope["path"]) else self.limit
             if int(headers.get("content-length", 0)) > limit:
-                await self.refuse_size(receive, 0)
+                await self.refuse_size(receive, True)
             if scope["method"] == "POST" and JSON.fullmatch(scope["path"]):
-                receive = await self.without_addresses(receive)
+                receive = await self.uploads_alone(receive)
             if scope["path"].endswith("/upload"):
                 make_room(self.uploads, UPLOADS * self.limit)
             await self.app(scope, self.counted(receive), answer)
@@ -90,23 +91,30 @@ class Gate:
 
     def check(self, path: str, headers: dict[str, str]) -> None:
         host, origin = headers.get("host", ""), headers.get("origin")
-        name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
-        name = name.strip("[]")
-        if self.is_local and name != "localhost" and not (_is_address(name) and ipaddress.ip_address(name).is_loopback):
-            raise Refusal(403, f"this page is at 127.0.0.1, not {host}; say host=0.0.0.0 to open it to others")
+        name = re.sub(r":\d+$", "", host).strip("[]").lower()
+        mine = {
+            self.host.lower(),
+            socket.gethostname().lower(),
+            socket.gethostname().partition(".")[0].lower() + ".local",
+        }
+        if not _is_loopback(name) and (self.is_local or not (_is_address(name) or name in mine)):
+            raise Refusal(403, "asked for by a name that is not its own; the page is where the terminal says")
         elsewhere = origin is not None and origin.partition("://")[2] != host
-        elsewhere |= path != "/" and headers.get("sec-fetch-site") in ("cross-site", "same-site")  # which may link to it
+        elsewhere |= path != "/" and headers.get("sec-fetch-site") in (
+            "cross-site",
+            "same-site",
+        )  # which may link to it
         if elsewhere:
             raise Refusal(403, "only the page itself may ask, not one of another site")
         if not OPEN.fullmatch(path):
             raise Refusal(404, "there is nothing here; the page is at /, and its API at /read")
 
-    async def refuse_size(self, receive: Receive, before: int) -> None:
-        while before < DRAINED * self.limit:
+    async def refuse_size(self, receive: Receive, more: bool) -> None:
+        received = 0
+        while more and received < DRAINED * self.limit:
             message = await receive()
-            before += len(message.get("body", b""))
-            if not message.get("more_body"):
-                break
+            received += len(message.get("body", b""))
+            more = message.get("more_body", False)
         raise Refusal(413, f"too large; at most {(self.limit - AROUND) / MEGABYTE:g} MB are read")
 
     def counted(self, receive: Receive) -> Receive:
@@ -117,13 +125,13 @@ class Gate:
             message = await receive()
             received += len(message.get("body", b""))
             if received > self.limit:
-                await self.refuse_size(receive, received)
+                await self.refuse_size(receive, message.get("more_body", False))
             return message
 
         return receive_some
 
-    async def without_addresses(self, receive: Receive) -> Receive:
-        """Gradio would fetch what has an address in place of an uploaded file's path."""
+    async def uploads_alone(self, receive: Receive) -> Receive:
+        """Gradio hands on whatever path it is given, and fetches what has an address in place of a path."""
         content, more = b"", True
         while more:
             message = await receive()
@@ -131,13 +139,15 @@ class Gate:
                 raise Refusal(400, "nobody is left to answer")
             content, more = content + message.get("body", b""), message.get("more_body", False)
             if len(content) > AROUND:
-                await self.refuse_size(receive, len(content))
+                await self.refuse_size(receive, more)
         try:
-            plain = json.dumps(json.loads(content))
-        except (ValueError, RecursionError):
-            raise Refusal(400, "not JSON") from None
-        if "://" in plain:
-            raise Refusal(400, "only uploaded files are read, none from another address")
+            asked = json.loads(content)
+            picture, *others = asked["data"]
+            uploaded(picture, self.uploads)
+            if asked.get("fn_index") not in (None, 0) or not all(isinstance(one, str | bool | None) for one in others):
+                raise ValueError
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise Refusal(400, "data: must be an uploaded file, then perhaps a network's name") from None
         given = False
 
         async def give() -> dict[str, Any]:
@@ -150,12 +160,31 @@ class Gate:
         return give
 
 
+def uploaded(picture: Any, folder: Path) -> Path:
+    """The file that Gradio's client has uploaded; it will be removed, so nothing else may come of what a client says.
+
+    Raises:
+        ValueError: it is not one in `folder`.
+    """
+    path = picture.get("path") if isinstance(picture, dict) else None
+    if not isinstance(path, str) or "\0" in path:
+        raise ValueError("not an uploaded file")
+    file = Path(path).resolve()
+    if not file.is_relative_to(folder.resolve()) or not file.is_file():
+        raise ValueError("not an uploaded file, or one that has been read before")
+    return file
+
+
 def _is_address(name: str) -> bool:
     try:
         ipaddress.ip_address(name)
     except ValueError:
         return False
     return True
+
+
+def _is_loopback(name: str) -> bool:
+    return name == "localhost" or (_is_address(name) and ipaddress.ip_address(name).is_loopback)
 
 
 async def _respond(send: Send, refusal: Refusal) -> None:
@@ -174,10 +203,8 @@ def make_room(folder: Path, limit: int) -> None:
             path.unlink(missing_ok=True)
 
 
-def serve(
-    networks: Callable[[], list[Network]], host: str, port: int | None, seconds: float, megabytes: float
-) -> tuple[str, Any]:
-    """Starts a server in a thread; returns the page's address, and what ends it.
+def serve(networks: Callable[[], list[Network]], host: str, port: int | None, seconds: float, megabytes: float) -> str:
+    """Starts a server in a thread, which ends with the process; returns the page's address.
 
     `networks` are those that can be chosen, the first by itself; asked again whenever the page is opened.
 
@@ -187,6 +214,7 @@ def serve(
     check_address(host, port)
     reader = Reader(seconds)  # imports torch, while this process imports Gradio
     folder = Path(tempfile.mkdtemp(prefix="mnist_pl-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     _settle_gradio(folder)
     from gradio import Error, Server
     from gradio.data_classes import FileData
@@ -239,13 +267,14 @@ def serve(
     @server.api(name="read", concurrency_limit=2)
     def read_uploaded(picture: FileData, network: str | None = None, images: bool = False) -> dict[str, Any]:
         """The digits on a picture file, PNG or JPEG."""
-        path = Path(picture["path"])  # type: ignore[index]  # Gradio hands a dictionary over, of a file in `folder`
         try:
-            return answer(path, network, images)
+            path = uploaded(picture, folder)
+            try:
+                return answer(path, network, images)
+            finally:
+                path.unlink(missing_ok=True)
         except ValueError as error:
             raise Error(str(error), print_exception=False) from None
-        finally:
-            path.unlink(missing_ok=True)
 
     reader.load(one.checkpoint for one in networks()[:1])
     _, url, _ = server.launch(
@@ -265,7 +294,7 @@ def serve(
         root_path="",
         _frontend=False,
     )
-    return url, lambda: shutil.rmtree(folder, ignore_errors=True)
+    return str(url)
 
 
 def _settle_gradio(folder: Path) -> None:

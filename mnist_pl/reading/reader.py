@@ -89,10 +89,13 @@ class Reader:
             raise ValueError(error)
         return answer
 
-    def _restart(self) -> None:
+    def close(self) -> None:
         self._process.kill()
         self._process.join()
         self._pipe.close()
+
+    def _restart(self) -> None:
+        self.close()
         self._start()
 
 
