@@ -280,10 +280,8 @@ def test_a_hostile_file_is_refused_in_one_line(content: bytes, reason: str, serv
 
 def test_a_large_upload_is_refused(served: Served) -> None:
     large = bytes(LIMIT + 200_000)
-    for body in (
-        large,
-        (large[start : start + 10**6] for start in range(0, len(large), 10**6)),
-    ):  # with its size, without
+    parts = (large[i : i + 10**6] for i in range(0, len(large), 10**6))
+    for body in (large, parts):  # with its size, and without
         status, line = served.refusal("POST", "/read", body)
         assert (status, line) == (413, "too large; at most 2 MB are read")
     form = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n' + large + b"\r\n--x--\r\n"
@@ -456,7 +454,7 @@ def test_a_finger_draws(served: Served, visit: Visit) -> None:
         touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     assert answered(page) == "3"
     page.locator("#undo").tap()
-    assert answered(page) == "The answer comes here"
+    page.get_by_text("The answer comes here").wait_for()
     assert page.evaluate("scrollY") == 0, "drawing does not scroll"
 
 
@@ -493,7 +491,8 @@ def test_a_picture_is_opened_pasted_dropped_and_photographed(served: Served, vis
         digit = "53"[number]
         page.evaluate(
             f"""async content => {{
-              const file = new File([Uint8Array.from(content)], "a.webp", {{type: "image/webp"}}), data = new DataTransfer()
+              const file = new File([Uint8Array.from(content)], "a.webp", {{type: "image/webp"}})
+              const data = new DataTransfer()
               data.items.add(file)
               document.dispatchEvent(new {{paste: ClipboardEvent, drop: DragEvent}}["{event}"]("{event}",
                 {{{place}: data, bubbles: true, cancelable: true}}))
@@ -536,7 +535,7 @@ def test_it_asks_nobody_else(trained: Path, tmp_path: Path) -> None:
     """From its start to its end, with a picture read and Gradio's client served, by the system's own record."""
     shutil.copytree(trained, tmp_path / "outputs" / "run")
     port, log = free_port(), tmp_path / "calls"
-    words = ["strace", "-f", "-qq", "-e", "trace=connect,sendto,bind", "-o", str(log)]
+    words = ["strace", "-D", "-f", "-qq", "-e", "trace=connect,sendto,bind", "-o", str(log)]
     words += [sys.executable, "-m", "mnist_pl.demo", f"port={port}"]
     variables = os.environ | {"PYTHONPATH": str(ROOT), "https_proxy": "http://192.0.2.1:9"}
     process = subprocess.Popen(words, cwd=tmp_path, env=variables, stdout=subprocess.PIPE, text=True)

@@ -92,18 +92,13 @@ class Gate:
     def check(self, path: str, headers: dict[str, str]) -> None:
         host, origin = headers.get("host", ""), headers.get("origin")
         name = re.sub(r":\d+$", "", host).strip("[]").lower()
-        mine = {
-            self.host.lower(),
-            socket.gethostname().lower(),
-            socket.gethostname().partition(".")[0].lower() + ".local",
-        }
-        if not _is_loopback(name) and (self.is_local or not (_is_address(name) or name in mine)):
+        here = socket.gethostname().lower()
+        mine = _is_address(name) or name in (self.host.lower(), here, here.partition(".")[0] + ".local")
+        if not _is_loopback(name) and (self.is_local or not mine):
             raise Refusal(403, "asked for by a name that is not its own; the page is where the terminal says")
         elsewhere = origin is not None and origin.partition("://")[2] != host
-        elsewhere |= path != "/" and headers.get("sec-fetch-site") in (
-            "cross-site",
-            "same-site",
-        )  # which may link to it
+        if path != "/":  # to which a link may be anywhere
+            elsewhere |= headers.get("sec-fetch-site") in ("cross-site", "same-site")
         if elsewhere:
             raise Refusal(403, "only the page itself may ask, not one of another site")
         if not OPEN.fullmatch(path):
