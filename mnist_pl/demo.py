@@ -12,6 +12,7 @@ from contextlib import suppress
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import hydra
@@ -39,13 +40,14 @@ def main(cfg: DictConfig) -> None:
         chosen = [find(path, "best.ckpt", "last.ckpt") for path in named]
         from mnist_pl.reading.demo import PORT, serve
 
-        url = serve(lambda: networks(chosen), cfg.host, cfg.port, cfg.seconds, cfg.megabytes)
-        others = len(networks(chosen)) - 1
-        taken = "" if cfg.port is not None or f":{PORT}/" in url else f" ({PORT} is taken)"
-        print(f"network   {networks(chosen)[0].label}" + (f"; {others} more to choose from" if others else ""))
-        print(f"page      {url}{taken}, until Ctrl-C", flush=True)
-        advise("the page is closed")
-        threading.Event().wait()
+        with TemporaryDirectory(prefix="mnist_pl-") as folder:
+            url = serve(lambda: networks(chosen), Path(folder), cfg.host, cfg.port, cfg.seconds, cfg.megabytes)
+            others = len(networks(chosen)) - 1
+            taken = "" if cfg.port is not None or f":{PORT}/" in url else f" ({PORT} is taken)"
+            print(f"network   {networks(chosen)[0].label}" + (f"; {others} more to choose from" if others else ""))
+            print(f"page      {url}{taken}, until Ctrl-C", flush=True)
+            advise("the page is closed")
+            threading.Event().wait()
 
 
 def check(cfg: DictConfig) -> None:

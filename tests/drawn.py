@@ -19,6 +19,16 @@ DIGITS[3][0] += [(240, 325), (180, 300)]
 DIGITS[8][0] += [(195, 245), (250, 198), (300, 155), (305, 110)]
 
 
+ANSWERED = """number => new Promise((done, failed) => {
+  const end = performance.now() + 30_000
+  const look = () => {
+    if (asked > number && +document.getElementById("text").dataset.answered === asked) done()
+    else performance.now() < end ? setTimeout(look, 5) : failed("no answer")
+  }
+  look()
+})"""
+
+
 def points(page: Any, stroke: list[tuple[int, int]], shift: tuple[int, int], scale: float) -> list[tuple[float, float]]:
     """Of the window, for those of the paper."""
     box = page.locator("#ink").bounding_box()
@@ -37,8 +47,8 @@ def draw(page: Any, strokes: Strokes, shift: tuple[int, int] = (0, 0), scale: fl
         page.mouse.up()
 
 
-def answered(page: Any) -> str:
-    """The answer's text, once it is that of what was drawn or opened last."""
-    page.locator(f"#text[data-answered='{page.evaluate('asked')}']").wait_for(state="attached")
+def answered(page: Any, after: int = -1) -> str:
+    """The answer's text, once it is that of what was drawn or opened last, and later than question `after`."""
+    page.evaluate(ANSWERED, after)
     text: str = page.locator("#text").inner_text()
     return text

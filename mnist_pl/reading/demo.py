@@ -4,7 +4,6 @@ Gradio's own pages fetch fonts and scripts from elsewhere, and take a tenth of a
 Gradio's routes, those that its client needs are open, and nobody can have the server fetch anything.
 """
 
-import atexit
 import base64
 import errno
 import hashlib
@@ -13,7 +12,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import socket
 import tempfile
 from collections.abc import Callable
@@ -198,18 +196,19 @@ def make_room(folder: Path, limit: int) -> None:
             path.unlink(missing_ok=True)
 
 
-def serve(networks: Callable[[], list[Network]], host: str, port: int | None, seconds: float, megabytes: float) -> str:
+def serve(
+    networks: Callable[[], list[Network]], folder: Path, host: str, port: int | None, seconds: float, megabytes: float
+) -> str:
     """Starts a server in a thread, which ends with the process; returns the page's address.
 
-    `networks` are those that can be chosen, the first by itself; asked again whenever the page is opened.
+    `networks` are those that can be chosen, the first by itself; asked again whenever the page is opened. `folder` is
+    for the pictures that are sent, until they have been read.
 
     Raises:
         ValueError: the first network cannot be read, or the address not be had.
     """
     check_address(host, port)
     reader = Reader(seconds)  # imports torch, while this process imports Gradio
-    folder = Path(tempfile.mkdtemp(prefix="mnist_pl-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     _settle_gradio(folder)
     from gradio import Error, Server
     from gradio.data_classes import FileData
