@@ -55,7 +55,7 @@ def test_a_folder_of_pictures_is_answered(run: Run, trained: Path, drawn: Path, 
     with open(tmp_path / "out" / "predictions.csv") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 20 and all(0 < float(row["confidence"]) <= 1 for row in rows)
-    right = sum(Path(row["file"]).stem.split("_")[1] == row["digit"] for row in rows)
+    right = sum(Path(row["file"]).stem.split("_")[1] == row["answer"] for row in rows)
     assert right >= 18
     assert (tmp_path / "out" / "seen.png").exists()
 

@@ -13,6 +13,8 @@ from lightning import LightningDataModule
 from mnist_pl.data.batches import Batches
 from mnist_pl.data.digits import embedded_digits
 from mnist_pl.data.files import SOURCES, Split, fetch, locate, read
+from mnist_pl.data.nondigits import nondigits as make_nondigits
+from mnist_pl.data.strokes import drawn_digits as draw_digits
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +24,8 @@ EMBEDDED: dict[str, Callable[[], tuple[Split, Split]]] = {DIGITS: embedded_digit
 AUGMENT = "mnist_pl.data.augment.Augment"
 SPLIT_SEED = 0  # the validation split is the same for every run
 EVALUATION_BATCH = 250  # images; small enough for the activations to stay in a processor's cache
+MOST_MADE = 1_000_000  # images, of some 0.8 kB and 0.2 ms each
+NO_DIGIT = -1  # the label of an image that shows none
 FEWEST_BATCHES = 10  # of an evaluation, so that limit_val_batches=0.1 leaves one
 
 
@@ -37,6 +41,9 @@ class MNISTDataModule(LightningDataModule):
         validate_on_test: score the test images after every epoch, as published scripts do. Nothing may be chosen by it.
         fallback: `digits`, to train on the embedded digits when the files are not to be had; None to fail instead.
         augment: arguments of `Augment`, or of another `_target_`, for training images only.
+        drawn_digits: images added to the training images, of digits in forms that MNIST hardly has (strokes.py).
+        nondigits: images added to them that show no digit (nondigits.py), labelled -1, for a network whose loss takes
+            that label, such as RefusingCNN. Neither changes what is held out, nor depends on `seed`.
         seed: of the order of the training images.
         mirrors: addresses that have the four .gz files, tried in turn; None for torchvision's, [] to download nothing.
 
@@ -56,6 +63,8 @@ class MNISTDataModule(LightningDataModule):
         augment: dict[str, Any] | None = None,
         seed: int = 1,
         mirrors: list[str] | None = None,
+        drawn_digits: int = 0,
+        nondigits: int = 0,
     ) -> None:
         super().__init__()
         known = [*SOURCES, *EMBEDDED]
@@ -76,9 +85,15 @@ class MNISTDataModule(LightningDataModule):
             raise ValueError(
                 f"data.mirrors must be a list of addresses, as [https://my.server/mnist/], or null, got {mirrors!r}"
             )
+        for name, made in {"drawn_digits": drawn_digits, "nondigits": nondigits}.items():
+            if not isinstance(made, int) or not 0 <= made <= MOST_MADE:
+                raise ValueError(f"data.{name} must be a whole number from 0 to {MOST_MADE:,}, got {made!r}")
+        if drawn_digits and dataset in SOURCES and dataset != "mnist":
+            raise ValueError(f"data.drawn_digits={drawn_digits}: are digits, and data.dataset={dataset} has none; say 0")
         self.save_hyperparameters()
         self.augment = instantiate({"_target_": AUGMENT, **augment}) if augment else None
         self.splits: dict[str, Split] = {}  # "train", "val", "test"
+        self.made: list[Split] = []  # what is added to "train" in training
 
     @property
     def dataset(self) -> str:
@@ -96,8 +111,14 @@ class MNISTDataModule(LightningDataModule):
             log.warning("WARNING: training on scikit-learn's 1,797 embedded digits instead: %s", error)
 
     def setup(self, stage: str) -> None:
-        if self.splits:
-            return
+        if not self.splits:
+            self._read_and_split()
+        if stage == "fit" and not self.made:
+            train, digits, others = self.splits["train"], self.hparams["drawn_digits"], self.hparams["nondigits"]
+            self.made += [draw_digits(digits)] if digits else []
+            self.made += [(make_nondigits(others, train), torch.full((others,), NO_DIGIT))] if others else []
+
+    def _read_and_split(self) -> None:
         train, test = self._read()
         val_size = self.hparams["val_size"]
         if val_size is None or val_size >= len(train[1]):  # after a fallback: the same share of a smaller set
@@ -127,7 +148,8 @@ class MNISTDataModule(LightningDataModule):
         rank, world_size = _rank_and_world_size()
         if len(self.splits["train"][1]) < world_size:
             raise ValueError(f"{len(self.splits['train'][1])} training images are too few for {world_size} processes")
-        return Batches(self.splits["train"], self.hparams["batch_size"], seed, self.augment, rank, world_size)
+        images, labels = (torch.cat(parts) for parts in zip(self.splits["train"], *self.made, strict=True))
+        return Batches((images, labels), self.hparams["batch_size"], seed, self.augment, rank, world_size)
 
     def val_dataloader(self) -> Batches | list[Batches]:
         return self._evaluation("val") if len(self.splits["val"][1]) else []

@@ -2,6 +2,6 @@
 
 from mnist_pl.models.classifier import DigitClassifier
 from mnist_pl.models.metrics import CLASSES
-from mnist_pl.models.networks import CNN, MLP
+from mnist_pl.models.networks import CNN, MLP, RefusingCNN
 
-__all__ = ["CLASSES", "CNN", "MLP", "DigitClassifier"]
+__all__ = ["CLASSES", "CNN", "MLP", "DigitClassifier", "RefusingCNN"]

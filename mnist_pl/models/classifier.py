@@ -40,6 +40,7 @@ class DigitClassifier(LightningModule):
     """
 
     net: nn.Module
+    refuses = False  # whether its training_step takes the label -1, of an image that shows no digit
 
     def __init__(
         self,

@@ -72,6 +72,24 @@ class CNN(DigitClassifier):
         self.net = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # half the time of a step on a CPU
 
 
+class RefusingCNN(CNN):
+    """A CNN that learns from images labelled -1, which show no digit, that none of the ten is likelier than another
+    (outlier exposure, Hendrycks, Mazeika and Dietterich 2018). So its highest probability falls to 0.1 where it sees no
+    digit, and says for anything how likely the answer is right. The training scores count digits alone.
+    """
+
+    refuses = True
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        images, labels = batch
+        logits = self(images)
+        is_digit = labels >= 0
+        self.train_scores.update(logits[is_digit], labels[is_digit])
+        targets = nn.functional.one_hot(labels.clamp(min=0), CLASSES).float()
+        targets = torch.where(is_digit[:, None], targets, 1 / CLASSES)
+        return nn.functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+
+
 def _dense(inputs: int, hidden: Sequence[int], dropout: float) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for width in hidden:

@@ -1,6 +1,7 @@
 """A person's picture -> where its ink is: light evened out, polarity found, paper, rules, frames and specks dropped."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,7 +18,17 @@ STROKE = (0.10, 0.16)  # stroke width over the digit's longer side: 20th and 80t
 WORKING = 1600  # pixels of the longer side that are looked at, at most
 SMALL = 160  # and at least: a smaller picture is enlarged, so that its strokes are some pixels wide
 ROUGH = 320  # pixels of the longer side, where the paper is looked at
-WIDEST = 0.25  # of the shorter side; what is thicker than that is no stroke, but a shadow or a desk
+FITS = 6  # of the light
+FLAT, THICKEST = 0.6, 0.4  # of the pixels; of the shorter side
+WIDEST = 0.2  # of the shorter side; what is thicker than that is no stroke, but a shadow or a desk
+GRAIN = 0.0008  # of the longer side: paper and cameras are grainier than strokes are thin
+RULE = 0.55  # of the picture's width: lines at least that long are rules
+DESK = 0.4  # of the paper's brightness: what is darker, and wide, is no paper
+STEP = 0.05  # of the paper's brightness, in one of ROUGH pixels: no light falls off like that
+ON_EDGE = 0.5  # of a part's pixels: then it is but the edge's
+SLIVER, AT_BORDER = 0.06, 0.15  # of the picture's side
+ACROSS = 0.85  # ... or that long, where there is but one
+STEEPEST = 0.27  # of which none falls more than that, 15 degrees
 FAINTEST = 0.045  # of the paper's brightness: less contrast than that is no ink
 SIGMAS = 4.5  # over the noise of the paper
 FAINT = 0.3  # of the darkness of most of the ink: fainter than that is a smear, or the back of the page
@@ -26,52 +37,119 @@ SHARE = 0.35  # of the darkest in it: where the outline of a stroke is
 
 @dataclass(frozen=True)
 class Page:
-    """`ink` is (H, W), 0 on paper, and of about the ink's share of the light where there is ink; `scale` is its size
-    over that of the picture."""
+    """`ink` is (H, W): 0 on paper, and where there is ink the share of the light that it takes."""
 
     ink: Ink
     floor: float  # what is fainter is paper
-    scale: float
+    edges: Mask  # (H, W), where the paper's brightness jumps: what is only there is the edge of a shadow or a page
+    scale: float  # its size over that of the picture
 
 
-def find_ink(gray: Gray) -> Page:  # (H, W)
-    """Raises ValueError where there is none."""
+def find_ink(gray: Gray, smooth: bool = False, other: bool = False) -> Page:  # (H, W)
+    """`smooth` takes the light to fall off smoothly, without shadows: then strokes may be of any width.
+
+    `other` looks for ink of the less likely polarity.
+    """
     scale = 1.0
     longer = max(gray.shape)
     if longer > WORKING or longer < SMALL:
         scale = (WORKING if longer > WORKING else SMALL) / longer
-        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-        gray = cv2.resize(gray, None, fx=scale, fy=scale, interpolation=how)
-    paper, sign = _paper(gray)
-    away = (paper - gray.astype(np.float32)) * sign
-    ink = away / np.maximum(paper if sign > 0 else 255 - 0.5 * paper, 48)
-    noise = 1.4826 * float(np.median(np.abs(ink)))
-    floor = max(SIGMAS * noise, FAINTEST)
-    return Page(np.maximum(ink, 0).astype(np.float32), floor, scale)
+        size = max(1, round(gray.shape[1] * scale)), max(1, round(gray.shape[0] * scale))
+        gray = cv2.resize(gray, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    if _is_flat(gray):
+        paper, over, sign = _even(gray, other)
+    else:
+        paper, over, sign = _smooth(gray, other) if smooth else _paper(gray, other)
+    gray = cv2.GaussianBlur(gray, (0, 0), GRAIN * max(gray.shape))
+    away = np.minimum((paper - gray.astype(np.float32)) * sign, (over - gray.astype(np.float32)) * sign)
+    typical = float(np.median(paper))
+    light = np.maximum(paper, 0.5 * typical) if sign > 0 else 255 - 0.5 * paper
+    ink = away / np.maximum(light, 32)
+    noise = 1.4826 * float(np.median(np.abs(ink - np.median(ink))))
+    floor = float(np.median(ink)) + max(SIGMAS * noise, FAINTEST)
+    return Page(without_rules(np.maximum(ink, 0).astype(np.float32), floor), floor, _edges(paper, typical), scale)
 
 
-def _paper(gray: Gray) -> tuple[Ink, int]:
-    """The paper's brightness below the ink, (H, W); 1 where the ink is darker, -1 where it is lighter.
+def _is_flat(gray: Gray) -> bool:
+    """A drawing on a screen: most of the paper is of one brightness, and what is not is no thicker than a stroke."""
+    counts = np.bincount(gray[:: max(1, len(gray) // 200), :: max(1, gray.shape[1] // 200)].ravel(), minlength=256)
+    paper = int(counts.argmax())
+    if counts[max(0, paper - 3) : paper + 4].sum() < FLAT * counts.sum():
+        return False
+    small = _small(gray)
+    mask = (np.abs(small.astype(np.int16) - paper) > 20).astype(np.uint8)
+    return not _thick(mask, THICKEST * min(small.shape)).any()
+
+
+def _even(gray: Gray, other: bool) -> tuple[Ink, Ink, int]:
+    """As `_paper`, which is that of the frame, all over."""
+    frame = np.concatenate([gray[0], gray[-1], gray[:, 0], gray[:, -1]])
+    paper = np.full(gray.shape, np.median(frame), np.float32)
+    sign = 1 if (_strength(paper - gray) >= _strength(gray - paper)) != other else -1
+    return paper, paper, sign
+
+
+def _smooth(gray: Gray, other: bool) -> tuple[Ink, Ink, int]:
+    """As `_paper`, of a light that is a polynomial of the place: fitted to the frame, then to all that is like it."""
+    small = _small(gray, ROUGH // 2).astype(np.float32)
+    height, width = small.shape
+    y, x = np.mgrid[:height, :width].reshape(2, -1).astype(np.float32) / max(height, width)
+    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y])
+    values = small.ravel()
+    ring = max(1, min(height, width) // 12)
+    inner = np.zeros(small.shape, bool)
+    inner[ring:-ring, ring:-ring] = True
+    used = ~inner.ravel()
+    for _ in range(FITS):
+        fit = np.linalg.lstsq(terms[:, used].T, values[used], rcond=None)[0]
+        away = np.abs(values - fit @ terms)
+        used = away < max(2.5 * 1.4826 * float(np.median(away[used])), 4)
+        if not used.any():
+            break
+    paper = cv2.resize((fit @ terms).reshape(small.shape), gray.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    paper = paper.clip(0, 255).astype(np.float32)
+    sign = 1 if (_strength(paper - gray) >= _strength(gray - paper)) != other else -1
+    return paper, paper, sign
+
+
+def _small(gray: Any, longer: int = ROUGH) -> Any:
+    share = min(1.0, longer / max(gray.shape))
+    size = max(1, round(gray.shape[1] * share)), max(1, round(gray.shape[0] * share))
+    return cv2.resize(gray, size, interpolation=cv2.INTER_AREA)
+
+
+def _paper(gray: Gray, other: bool) -> tuple[Ink, Ink, int]:
+    """The paper's brightness below the ink, (H, W), twice; and 1 where the ink is darker, -1 where it is lighter.
 
     First by a median wide enough for any stroke; then, without what that takes for ink, by a narrow one, which follows
-    the edge of a shadow.
+    the edge of a shadow. A closing (for light ink an opening) follows corners, where a median rounds them: ink is what
+    stands out against both.
     """
-    small = cv2.resize(gray, None, fx=(f := min(1.0, ROUGH / max(gray.shape))), fy=f, interpolation=cv2.INTER_AREA)
+    small = _small(gray)
     side = min(small.shape)
-    rough = _median(small, 0.6 * side)
-    away = rough.astype(np.float32) - small
-    sign = 1 if _strength(away) >= _strength(-away) else -1
-    apart = np.clip(away * sign, 0, 255).astype(np.uint8)
+    rough = _median(small, 0.6 * side).astype(np.float32)
+    sign = 1 if (_strength(rough - small) >= _strength(small - rough)) != other else -1
+    apart = np.clip((rough - small) * sign, 0, 255).astype(np.uint8)
     limit = max(cv2.threshold(apart, 0, 255, cv2.THRESH_OTSU)[0] / 2, 6)
     mask = (apart > limit).astype(np.uint8)
-    thick = cv2.morphologyEx(np.pad(mask, side // 2), cv2.MORPH_OPEN, _disc(WIDEST * side))
-    thick = cv2.dilate(thick, _disc(0.04 * side))[side // 2 : -(side // 2), side // 2 : -(side // 2)]
-    mask[thick > 0] = 0
+    mask[_thick(mask, WIDEST * side)] = 0
     mask = cv2.dilate(mask, _disc(0.02 * side))
-    filled = _fill(small, mask)
-    fine = _median(filled, 0.12 * side)
-    paper = cv2.resize(fine, gray.shape[::-1], interpolation=cv2.INTER_LINEAR)
-    return paper.astype(np.float32), sign
+    fine = _median(_fill(small, mask), 0.12 * side)
+    width = 2 * int(WIDEST * side / 2) + 1
+    how = cv2.MORPH_CLOSE if sign > 0 else cv2.MORPH_OPEN
+    over = cv2.morphologyEx(cv2.GaussianBlur(small, (0, 0), 0.8), how, np.ones((width, width), np.uint8))
+    back = gray.shape[::-1]
+    paper, over = (cv2.resize(one, back, interpolation=cv2.INTER_LINEAR).astype(np.float32) for one in (fine, over))
+    return paper, over, sign
+
+
+def _edges(paper: Ink, typical: float) -> Mask:
+    small = _small(paper)
+    steps = np.hypot(cv2.Sobel(small, cv2.CV_32F, 1, 0, scale=1 / 8), cv2.Sobel(small, cv2.CV_32F, 0, 1, scale=1 / 8))
+    dark = cv2.morphologyEx((small < DESK * typical).astype(np.uint8), cv2.MORPH_OPEN, _disc(0.05 * min(small.shape)))
+    found = np.maximum(dark, (steps > STEP * typical).astype(np.uint8))
+    found = cv2.dilate(found, _disc(0.06 * min(small.shape)))
+    return cv2.resize(found, paper.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
 
 
 def _strength(away: Ink) -> float:
@@ -79,35 +157,103 @@ def _strength(away: Ink) -> float:
     return float((np.maximum(away, 0) ** 2).mean())
 
 
+def _thick(mask: Gray, size: float) -> Mask:
+    """What is wider than any stroke, and a little around it: a shadow, a desk."""
+    pad = int(size) + 1
+    inside = cv2.distanceTransform(np.pad(mask, pad, mode="edge"), cv2.DIST_L2, 5)
+    core = inside > size / 2
+    if not core.any():
+        return np.zeros(mask.shape, bool)
+    away = cv2.distanceTransform((~core).astype(np.uint8), cv2.DIST_L2, 5)
+    return away[pad:-pad, pad:-pad] <= 0.65 * size
+
+
 def _fill(gray: Gray, mask: Gray) -> Gray:
     """What is masked becomes as what is around it, nearest first."""
     known = (mask == 0).astype(np.float32)
-    value, done = gray * known, known.copy()
+    value = gray * known
     result = gray.astype(np.float32)
     missing = mask > 0
     size = 3.0
     while missing.any() and size < 2 * max(gray.shape):
         weight = cv2.GaussianBlur(known, (0, 0), size)
-        filled = cv2.GaussianBlur(value, (0, 0), size) / np.maximum(weight, 1e-6)
         now = missing & (weight > 0.02)
-        result[now] = filled[now]
+        result[now] = (cv2.GaussianBlur(value, (0, 0), size) / np.maximum(weight, 1e-6))[now]
         missing &= ~now
         size *= 2
-    del done
     return result.round().clip(0, 255).astype(np.uint8)
 
 
 def _median(gray: Gray, size: float) -> Gray:
-    """With the border mirrored, which a median would else be drawn to."""
-    width = 2 * int(min(size, 255) / 2) + 1
+    """As if the picture went on beyond its border."""
+    width = min(2 * int(size / 2) + 1, 255)
     pad = width // 2
-    padded = cv2.copyMakeBorder(gray, pad, pad, pad, pad, cv2.BORDER_REPLICATE)
-    return np.ascontiguousarray(cv2.medianBlur(padded, width)[pad:-pad, pad:-pad]) if pad else gray
+    if pad == 0:
+        return gray
+    padded = cv2.copyMakeBorder(gray, pad, pad, pad, pad, cv2.BORDER_REFLECT)
+    return np.ascontiguousarray(cv2.medianBlur(padded, width)[pad:-pad, pad:-pad])
 
 
 def _disc(size: float) -> Gray:
     width = max(1, 2 * int(size / 2) + 1)
-    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width)).astype(np.uint8)
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
+
+
+def without_rules(ink: Ink, floor: float) -> Ink:
+    """Without the straight lines across the page: those of ruled and squared paper, frames, the paper's own edges."""
+    for turned in (ink, ink.T):
+        _erase_rules(turned, floor)
+    return ink
+
+
+def _erase_rules(ink: Ink, floor: float) -> None:
+    """Those that are about level. One alone has to be longer than a digit's stroke, and not to be all that there is."""
+    height, width = ink.shape
+    share = min(1.0, 2 * ROUGH / max(ink.shape))
+    inked = (ink > floor).astype(np.uint8)
+    small = _small(inked, 2 * ROUGH)
+    length = RULE * small.shape[1]
+    lines = cv2.HoughLinesP(small, 1, np.pi / 720, int(0.6 * length), minLineLength=length, maxLineGap=0.08 * length)
+    level = [] if lines is None else [line for line in lines.reshape(-1, 4).tolist() if _falls(line) < STEEPEST]
+    rows = sorted((line[1] + line[3]) / 2 / share for line in level)
+    if not rows:
+        return
+    alone = rows[-1] - rows[0] < 0.05 * height
+    if alone and max(x1 - x0 for x0, _, x1, _ in level) < ACROSS * small.shape[1]:
+        return
+    inked = np.ascontiguousarray(inked)
+    runs = _runs(inked)
+    band = np.zeros(ink.shape, np.uint8)
+    for x0, y0, x1, y1 in level:
+        fall = (y1 - y0) / (x1 - x0) if x1 != x0 else 0.0
+        ends = (0, round((y0 - x0 * fall) / share)), (width - 1, round((y0 - x0 * fall) / share + width * fall))
+        cv2.line(band, *ends, 1, 1)
+    on_line = (band > 0) & (inked > 0)
+    if not on_line.any():
+        return
+    thick = float(np.median(runs[on_line]))
+    if thick > 0.04 * height:  # a bar of a digit that fills the picture
+        return
+    band = cv2.dilate(band, np.ones((2 * int(thick) + 3, 1), np.uint8))
+    rule = (band > 0) & (runs <= 1.6 * thick + 1)
+    if not alone or ink[~rule & (ink > floor)].sum() > 0.3 * ink[rule].sum():
+        ink[rule] = 0
+
+
+def _falls(line: list[int]) -> float:
+    x0, y0, x1, y1 = line
+    return abs(y1 - y0) / max(abs(x1 - x0), 1)
+
+
+def _runs(mask: Gray) -> NDArray[np.int32]:  # (H, W) -> (H, W)
+    """For each pixel of the mask, how many of it are above one another there."""
+    down = np.zeros(mask.shape, np.int32)
+    up = np.zeros(mask.shape, np.int32)
+    for row in range(len(mask)):
+        down[row] = (down[row - 1] + 1) * mask[row] if row else mask[row]
+    for row in range(len(mask) - 1, -1, -1):
+        up[row] = (up[row + 1] + 1) * mask[row] if row < len(mask) - 1 else mask[row]
+    return np.where(mask > 0, down + up - 1, 0)
 
 
 @dataclass
@@ -137,7 +283,7 @@ class Part:
 
 def find_parts(page: Page) -> list[Part]:
     """Each with its own contrast, so that a faint pencil counts beside a pen; grain and smears are left out."""
-    ink = without_rules(page)
+    ink = page.ink
     _, labels = cv2.connectedComponents((ink > page.floor).astype(np.uint8), connectivity=8)
     peaks = _peaks(cv2.GaussianBlur(ink, (0, 0), 1.0), labels)
     sizes = np.bincount(labels.ravel(), minlength=len(peaks)).astype(float)
@@ -148,6 +294,7 @@ def find_parts(page: Page) -> list[Part]:
     typical = peaks[order][np.searchsorted(np.cumsum(sizes[order]), sizes.sum() * 0.6)]
     visible = (peaks >= max(FAINT * typical, 1.3 * page.floor)) & (sizes >= 4)
     visible[0] = False
+    visible &= np.bincount(labels.ravel(), page.edges.ravel(), len(peaks)) < ON_EDGE * np.maximum(sizes, 1)
     low = np.maximum(page.floor, SHARE * peaks)
     solid = (ink > low[labels]) & visible[labels]
     count, numbers, stats, _ = cv2.connectedComponentsWithStats(solid.astype(np.uint8), connectivity=8)
@@ -160,8 +307,22 @@ def find_parts(page: Page) -> list[Part]:
         peak = peaks[labels[top : top + height, left : left + width][own].max()]
         base = 0.5 * page.floor
         values = (ink[top : top + height, left : left + width] - base) / (peak - base)
+        if _is_margin((left, top, width, height), ink.shape):
+            continue
         parts.append(Part(left, top, np.where(own, values, 0).clip(0, 1).astype(np.float32)))
     return parts
+
+
+def _is_margin(box: tuple[int, int, int, int], shape: tuple[int, ...]) -> bool:
+    """Along the picture's border, or at it and small: a desk, a shadow's end. A digit that was cut out is large."""
+    left, top, width, height = box
+    high, wide = shape
+    beside, above = left <= 1 or left + width >= wide - 1, top <= 1 or top + height >= high - 1
+    if (beside and width < SLIVER * wide and height > 2 * width) or (
+        above and height < SLIVER * high and width > 2 * height
+    ):
+        return True
+    return (beside or above) and max(width / wide, height / high) < AT_BORDER
 
 
 def _peaks(ink: Ink, labels: NDArray[np.int32]) -> NDArray[np.float32]:  # -> (labels,)
@@ -169,11 +330,6 @@ def _peaks(ink: Ink, labels: NDArray[np.int32]) -> NDArray[np.float32]:  # -> (l
     inked = labels > 0
     np.maximum.at(peaks, labels[inked], ink[inked])
     return peaks
-
-
-def without_rules(page: Page) -> Ink:
-    """Without the lines of ruled and squared paper, and frames: straight ones across most of the page."""
-    return page.ink
 
 
 def as_mnist(ink: Ink) -> Gray:  # (H, W) in [0, 1], cut to its box -> (28, 28), light ink on 0
@@ -187,7 +343,7 @@ def as_mnist(ink: Ink) -> Gray:  # (H, W) in [0, 1], cut to its box -> (28, 28),
 def _mend_strokes(ink: Ink) -> Ink:
     """Thickens or thins strokes far from MNIST's: faded by the way to 20x20, or filling the holes of an 8."""
     side = max(ink.shape)
-    width = _stroke_width(ink)
+    width = stroke_width(ink)
     thin, thick = STROKE[0] * side, STROKE[1] * side
     if width < thin:
         return _cropped(cv2.dilate(np.pad(ink, int(thin)), _square(thin - width)))
@@ -201,7 +357,7 @@ def _cropped(ink: Ink, level: float = 0.05) -> Ink:
     return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else ink
 
 
-def _stroke_width(ink: Ink) -> float:
+def stroke_width(ink: Ink) -> float:
     """Pixels: a stroke of width w and length l has area w * l and an outline of about 2 * l."""
     dark = np.pad(ink > 0.5, 1)
     across, down = dark[:, 1:] != dark[:, :-1], dark[1:] != dark[:-1]

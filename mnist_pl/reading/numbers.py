@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from math import atan2, cos, degrees, radians, sin
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from mnist_pl.data.digits import SIDE
-from mnist_pl.reading.ink import Gray, Ink, Page, Part, as_mnist, find_ink, find_parts
+from mnist_pl.reading.ink import Gray, Ink, Page, Part, as_mnist, find_ink, find_parts, stroke_width
 from mnist_pl.reading.pictures import is_prepared, load
 
 if TYPE_CHECKING:
@@ -27,12 +28,18 @@ Probabilities = NDArray[np.float32]
 TOGETHER, PIXELS = 500, 16_000_000  # pictures that are decoded before the network gets them, and their pixels, at most
 AT_ONCE = 250  # images for the network; small enough for the activations to stay in a processor's cache
 SURE, NO_DIGIT = 0.8, 0.5  # confidences below which an answer is "unsure", and below which it is none
+MOSTLY = 0.6  # of what is on a picture, by height, has to be digits, for it to be a number
+LARGE = 0.25  # of the shorter side: strokes of a digit that high may be wider than a shadow
 SPECK = 0.22  # of the digits' height: what is smaller than that is none
 LOOSE = 0.75  # of the digits' height: what is lower than that may be a piece of one
 NEAR = 0.25  # of the digits' height: how far a piece may be from the rest
-CUTS = 8  # at most, that are tried in a part
+CUTS = 12  # at most, that are tried in a part
+SLANTS = (-0.4, -0.2, 0.0, 0.2, 0.4)  # of them: to the left, for each pixel down
+THROUGH = 3.0  # strokes that a cut may go through
 NARROW, WIDE = 0.12, 1.35  # a digit's width over the digits' height, at least and at most
-PRICE = 0.7  # of a cut, in log probability: several digits have to be that much likelier than one
+SEVERAL = 0.9  # what is narrower than that for its height is not cut
+PRICE = 0.3  # of a cut, for each stroke that it goes through, in log probability
+ONE = 0.7  # more, for what it makes a 1 of: any stroke is one
 
 
 @dataclass(frozen=True)
@@ -138,17 +145,61 @@ def read(model: "DigitClassifier", gray: Gray) -> Answer:  # (H, W)
     """What is in MNIST's form already is shown to the network as it is."""
     if gray.shape == (SIDE, SIDE) and is_prepared(gray[None])[0]:
         return _answer([[(WHOLE, gray, classify(model, gray[None])[0])]], 1.0)
-    page = find_ink(gray)
-    lines, tall = find_digits(page)
-    return _answer([_look(model, line, tall) for line in lines], 1 / page.scale)
+    seen = [_read(model, gray)]
+    if seen[0].confidence < SURE or seen[0].note or _height(seen[0]) > LARGE * min(gray.shape):
+        seen.append(_read(model, gray, smooth=True))
+    if not any(answer.text for answer in seen):
+        seen.append(_read(model, gray, other=True))
+    sure = [answer for answer in seen if answer.text and answer.confidence >= SURE]
+    if sure:  # the piece of a wide stroke may be a 1
+        return max(sure, key=_height)
+    found = [answer for answer in seen if answer.text] or [answer for answer in seen if answer.note != "blank"]
+    return max(found, key=lambda answer: answer.confidence) if found else seen[0]
 
 
-def find_digits(page: Page) -> tuple[list[list[Part]], float]:
-    """By the ink's geometry alone: lines, top to bottom, of parts, left to right; and the digits' height in pixels."""
+def _height(answer: Answer) -> float:
+    """The largest digit's, in pixels."""
+    return max((digit.box[3] - digit.box[1] for digit in answer.digits), default=0)
+
+
+def _read(model: "DigitClassifier", gray: Gray, **look: bool) -> Answer:
+    page = find_ink(gray, **look)
+    parts, tall = find_digits(page)
+    seen = _mend(model, _look(model, parts), tall)
+    lines = [[one for seen in line for one in _cut(model, seen, tall)] for line in in_lines(seen, tall)]
+    return _answer(lines, 1 / page.scale)
+
+
+def find_digits(page: Page) -> tuple[list[Part], float]:
+    """By the ink's geometry alone: what may be a digit, or several that touch; and the digits' height in pixels."""
     parts = find_parts(page)
     tall = typical_height(parts)
-    large = [part for part in parts if max(part.height, part.width) >= SPECK * tall]
-    return in_lines(join(large, tall), tall), tall
+    digits = join(parts, tall)
+    return [digit for digit in digits if max(digit.height, digit.width) >= SPECK * tall], tall
+
+
+def _look(model: "DigitClassifier", parts: Sequence[Part]) -> list[Seen]:
+    images = np.array([as_mnist(part.ink) for part in parts], np.uint8).reshape(-1, SIDE, SIDE)
+    return list(zip(parts, images, classify(model, images), strict=True))
+
+
+def _mend(model: "DigitClassifier", seen: list[Seen], tall: float) -> list[Seen]:
+    """Joins what is no digit alone to a neighbour, where both together are one."""
+    for _ in range(len(seen)):
+        pairs = [
+            (i, j)
+            for i, one in enumerate(seen)
+            for j, other in enumerate(seen)
+            if i != j and one[2].max() < NO_DIGIT and _may_belong(one[0], other[0], tall)
+        ]
+        tried = _look(model, [union(seen[i][0], seen[j][0]) for i, j in pairs])
+        sure = [max(SURE, seen[j][2].max() - 0.1) for _, j in pairs]
+        scores = [one[2].max() * (one[2].max() > least) for one, least in zip(tried, sure, strict=True)]
+        if not any(scores):
+            break
+        best = int(np.argmax(scores))
+        seen = [one for number, one in enumerate(seen) if number not in pairs[best]] + [tried[best]]
+    return seen
 
 
 def classify(model: "DigitClassifier", images: Gray) -> Probabilities:  # (N, 28, 28) -> (N, 10)
@@ -166,11 +217,13 @@ def _answer(lines: list[list[Seen]], scale: float) -> Answer:
     if not any(lines):
         return Answer("", 1.0, "blank")
     kept = [line for line in ([seen for seen in line if seen[2].max() >= NO_DIGIT] for line in lines) if line]
-    digits = _digits(kept, scale)
-    refused = _digits([[seen for seen in line if seen[2].max() < NO_DIGIT] for line in lines], scale)
-    if not kept:
-        return Answer("", 1 - max(digit.confidence for digit in refused), "not a digit", (), refused)
-    confidence = float(np.prod([digit.confidence for digit in digits]))
+    dropped = [[seen for seen in line if seen[2].max() < NO_DIGIT] for line in lines]
+    digits, refused = _digits(kept, scale), _digits(dropped, scale)
+    taken, left = (sum(float(part.height) for line in which for part, _, _ in line) for which in (kept, dropped))
+    share = taken / (taken + left)
+    if share < MOSTLY:
+        return Answer("", 1 - share, "not a digit", (), (*digits, *refused))
+    confidence = share * float(np.prod([digit.confidence for digit in digits]))
     text = "/".join("".join(str(int(seen[2].argmax())) for seen in line) for line in kept)
     return Answer(text, confidence, "unsure" if confidence < SURE else "", digits, refused)
 
@@ -199,9 +252,12 @@ def typical_height(parts: Sequence[Part]) -> float:
 
 def join(parts: list[Part], tall: float) -> list[Part]:
     """Joins the pieces of a digit: the loose bar of a 5, an open 4, a stroke that was broken."""
-    parts = sorted(parts, key=lambda part: -part.height)
     joined: list[Part] = []
-    for part in parts:
+    for part in sorted(parts, key=lambda part: -part.height * part.width):
+        around = next((i for i, other in enumerate(joined) if _is_inside(part, other)), None)
+        if around is not None:  # the eyes of a face, which is no 0
+            joined[around] = union(part, joined[around])
+            continue
         if part.height < LOOSE * tall:
             near = [other for other in joined if _belongs(part, other, tall)]
             if near:
@@ -212,16 +268,22 @@ def join(parts: list[Part], tall: float) -> list[Part]:
     return joined
 
 
+def _is_inside(part: Part, other: Part) -> bool:
+    across = other.left <= part.left and part.right <= other.right
+    return across and other.top <= part.top and part.bottom <= other.bottom
+
+
 def _belongs(piece: Part, other: Part, tall: float) -> bool:
     """Whether it is a piece of that digit: near it, above or below rather than beside it, and not too large with it."""
+    over = min(piece.right, other.right) - max(piece.left, other.left)
+    return over >= 0.3 * min(piece.width, other.width) and _may_belong(piece, other, tall, NEAR)
+
+
+def _may_belong(piece: Part, other: Part, tall: float, near: float = 2 * NEAR) -> bool:
     top, bottom = min(piece.top, other.top), max(piece.bottom, other.bottom)
     left, right = min(piece.left, other.left), max(piece.right, other.right)
-    over = min(piece.right, other.right) - max(piece.left, other.left)
-    if bottom - top > 1.4 * tall or right - left > WIDE * tall:
-        return False
-    if over < 0.3 * min(piece.width, other.width):
-        return False
-    return _gap(piece, other) <= NEAR * tall
+    fits = bottom - top <= 1.5 * max(tall, other.height) and right - left <= WIDE * max(tall, other.height)
+    return fits and _gap(piece, other) <= near * tall
 
 
 def _gap(one: Part, other: Part) -> float:
@@ -240,22 +302,29 @@ def union(*parts: Part) -> Part:
     return Part(left, top, ink)
 
 
-def in_lines(digits: list[Part], tall: float) -> list[list[Part]]:
-    """Top to bottom, each left to right; the lines may slope."""
-    if not digits:
-        return []
-    angle = slope(digits, tall)
-    across, down = cos(radians(angle)), sin(radians(angle))
-    places = {id(d): _turn((d.left + d.right) / 2, (d.top + d.bottom) / 2, across, down) for d in digits}
-    lines: list[list[Part]] = []
-    for digit in sorted(digits, key=lambda digit: places[id(digit)][0]):
-        y = places[id(digit)][1]
-        near = [line for line in lines if abs(places[id(line[-1])][1] - y) < 0.6 * tall]
-        if near:
-            min(near, key=lambda line: abs(places[id(line[-1])][1] - y)).append(digit)
+def in_lines(seen: list[Seen], tall: float) -> list[list[Seen]]:
+    """Top to bottom, each left to right. The lines may slope: as they are fewest, and then as little as can be."""
+    found = [_in_lines(seen, tall, radians(angle)) for angle in (0.0, slope([part for part, _, _ in seen], tall))]
+    return min(found, key=len)
+
+
+def _in_lines(seen: list[Seen], tall: float, angle: float) -> list[list[Seen]]:
+    across, down = cos(angle), sin(angle)
+
+    def middle(one: Seen) -> tuple[float, float]:
+        x, y = (one[0].left + one[0].right) / 2, (one[0].top + one[0].bottom) / 2
+        return x * across + y * down, y * across - x * down
+
+    lines: list[list[Seen]] = []
+    for one in sorted(seen, key=middle):
+        y = middle(one)[1]
+        away = {i: abs(float(np.mean([middle(last)[1] for last in line[-2:]])) - y) for i, line in enumerate(lines)}
+        nearest = min(away, key=lambda i: away[i], default=-1)
+        if nearest >= 0 and away[nearest] < 0.55 * max(tall, *(last[0].height for last in lines[nearest][-2:])):
+            lines[nearest].append(one)
         else:
-            lines.append([digit])
-    return sorted(lines, key=lambda line: np.mean([places[id(digit)][1] for digit in line]))
+            lines.append([one])
+    return sorted(lines, key=lambda line: np.mean([middle(one)[1] for one in line]))
 
 
 def slope(digits: list[Part], tall: float) -> float:
@@ -272,64 +341,75 @@ def slope(digits: list[Part], tall: float) -> float:
     return float(np.median(angles)) if angles else 0.0
 
 
-def _turn(x: float, y: float, across: float, down: float) -> tuple[float, float]:
-    return x * across + y * down, y * across - x * down
-
-
-def _look(model: "DigitClassifier", line: list[Part], tall: float) -> list[Seen]:
-    """Shows the network a line; parts that it does not take for a digit, or that are too wide, are cut."""
-    images = np.stack([as_mnist(part.ink) for part in line])
-    seen: list[Seen] = list(zip(line, images, classify(model, images), strict=True))
-    found: list[Seen] = []
-    for part, image, probabilities in seen:
-        wide = part.width > WIDE * tall or (part.width > 0.8 * tall and probabilities.max() < SURE)
-        found += _cut(model, (part, image, probabilities), tall) if wide else [(part, image, probabilities)]
-    return found
-
-
 def _cut(model: "DigitClassifier", whole: Seen, tall: float) -> list[Seen]:
-    """As one digit or several, as the network finds likelier: the best way through all cuts."""
-    part = whole[0]
-    borders = [0, *places_to_cut(part.ink, tall), part.width]
-    pieces: dict[tuple[int, int], tuple[Part, Gray]] = {}
-    for i, start in enumerate(borders):
-        for end in borders[i + 1 :]:
-            if NARROW * tall <= end - start <= WIDE * tall and end - start < part.width:
-                piece = _between(part, start, end)
-                if piece is not None and piece.height >= 0.5 * part.height:
-                    pieces[start, end] = piece, as_mnist(piece.ink)
-    if not pieces:
+    """As one digit or several that touch, as the network finds likelier: the best way through all cuts."""
+    part, _, probabilities = whole
+    if part.width < (WIDE if probabilities.max() >= SURE else SEVERAL) * max(tall, part.height):
         return [whole]
-    said = dict(zip(pieces, classify(model, np.stack([image for _, image in pieces.values()])), strict=True))
-    best: dict[int, tuple[float, list[Seen]]] = {0: (PRICE, [])}
-    for end in borders[1:]:
-        for start in borders:
-            if (start, end) in pieces and start in best:
-                score = best[start][0] + float(np.log(said[start, end].max())) - PRICE
-                if end not in best or score > best[end][0]:
-                    best[end] = score, [*best[start][1], (*pieces[start, end], said[start, end])]
-    score, several = best.get(part.width, (-np.inf, []))
-    return several if score > np.log(whole[2].max()) else [whole]
+    borders = [Border(0, 0.0, 0.0), *places_to_cut(part.ink, tall), Border(part.width, 0.0, 0.0)]
+    pieces: dict[tuple[int, int], Part] = {}
+    for i, start in enumerate(borders):
+        for j in range(i + 1, len(borders)):
+            width = borders[j].x - start.x
+            if NARROW * tall <= width <= WIDE * tall and (i, j) != (0, len(borders) - 1):
+                piece = _between(part, start, borders[j])
+                if piece is not None and piece.height >= 0.5 * part.height:
+                    pieces[i, j] = piece
+    said = dict(zip(pieces, _look(model, list(pieces.values())), strict=True))
+    best: dict[int, tuple[float, list[Seen]]] = {0: (0.0, [])}
+    for j in range(1, len(borders)):
+        for i in range(j):
+            if (i, j) in said and i in best and said[i, j][2].max() >= NO_DIGIT:
+                price = PRICE * borders[j].ink + (ONE if said[i, j][2].argmax() == 1 else 0)
+                score = best[i][0] + float(np.log(said[i, j][2].max())) - price
+                if j not in best or score > best[j][0]:
+                    best[j] = score, [*best[i][1], said[i, j]]
+    score, several = best.get(len(borders) - 1, (-np.inf, []))
+    strokes = sum(seen[2].argmax() == 1 for seen in several)
+    if len(several) < 2 or strokes > (len(several) + 1) / 2:  # a zigzag
+        return [whole]
+    return several if score / len(several) > np.log(probabilities.max()) else [whole]
 
 
-def places_to_cut(ink: Ink, tall: float) -> list[int]:
-    """Columns where there is least ink around."""
-    profile = np.convolve(ink.sum(axis=0), np.ones(3) / 3, mode="same")
-    margin = max(2, int(NARROW * tall))
-    reach = max(1, int(0.1 * tall))
-    inner = range(margin, len(profile) - margin)
-    least = [x for x in inner if profile[x] <= profile[max(0, x - reach) : x + reach + 1].min()]
-    apart: list[int] = []
-    for x in sorted(least, key=lambda x: profile[x]):
-        if all(abs(x - other) > reach for other in apart):
-            apart.append(x)
-    return sorted(apart[:CUTS])
+@dataclass(frozen=True)
+class Border:
+    """A straight cut: at `x` in the middle of the height, to the left by `slant` for each pixel down.
+
+    `ink` is how much it goes through, in strokes.
+    """
+
+    x: int
+    slant: float
+    ink: float
 
 
-def _between(part: Part, start: int, end: int) -> Part | None:
-    ink = part.ink[:, start:end]
+def places_to_cut(ink: Ink, tall: float) -> list[Border]:
+    """Where there is least ink, upright and slanting."""
+    height, width = ink.shape
+    stroke = max(stroke_width(ink), 1.0)
+    margin, reach = max(2, int(NARROW * tall)), max(1, int(0.12 * tall))
+    found: list[Border] = []
+    for slant in SLANTS:
+        matrix = np.array([[1, slant, -slant * height / 2], [0, 1, 0]], np.float32)
+        upright = cv2.warpAffine(ink, matrix, (width, height)) if slant else ink
+        profile = np.convolve(upright.sum(axis=0), np.ones(3) / 3, mode="same") / stroke
+        least = [
+            x for x in range(margin, width - margin) if profile[x] <= profile[max(0, x - reach) : x + reach + 1].min()
+        ]
+        found += [Border(x, slant, float(profile[x])) for x in least if profile[x] < THROUGH]
+    apart: list[Border] = []
+    for one in sorted(found, key=lambda one: one.ink + 0.3 * abs(one.slant)):
+        if all(abs(one.x - other.x) > reach / 2 or abs(one.slant - other.slant) > 0.3 for other in apart):
+            apart.append(one)
+    return sorted(apart[:CUTS], key=lambda one: one.x)
+
+
+def _between(part: Part, start: Border, end: Border) -> Part | None:
+    y = np.arange(part.height)[:, None] - part.height / 2
+    x = np.arange(part.width)[None, :]
+    ink = np.where((x >= start.x - start.slant * y) & (x < end.x - end.slant * y), part.ink, 0)
     rows, columns = np.flatnonzero(ink.max(axis=1) > 0.25), np.flatnonzero(ink.max(axis=0) > 0.25)
     if len(rows) == 0:
         return None
     top, left = int(rows[0]), int(columns[0])
-    return Part(part.left + start + left, part.top + top, ink[top : rows[-1] + 1, left : columns[-1] + 1])
+    return Part(part.left + left, part.top + top, ink[top : rows[-1] + 1, left : columns[-1] + 1])

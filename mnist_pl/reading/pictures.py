@@ -9,6 +9,7 @@ import io
 import os
 import stat
 import struct
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -79,7 +80,9 @@ def load(path: str | os.PathLike[str]) -> Gray:
         ValueError: the file is not a readable picture.
     """
     try:
-        return _gray(_open(_read(path)))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="PIL")  # about metadata; what stops it from reading it raises
+            return _gray(_open(_read(path)))
     except SyntaxError as error:
         raise ValueError(f"the file is broken ({error})") from None
     except OSError as error:

@@ -43,6 +43,8 @@ def describe(trainer: Trainer, model: DigitClassifier, data: MNISTDataModule, ch
 
 def header(trainer: Trainer, data: MNISTDataModule, facts: dict[str, Any]) -> str:
     train, val, test = (f"{len(data.splits[name][1]):,}" for name in ("train", "val", "test"))
+    made = sum(len(labels) for _, labels in data.made)
+    train += f" and {made:,} synthetic" if made else ""
     batches = f"{trainer.world_size} x " * (trainer.world_size > 1) + str(facts["batch_size"])
     lines = {
         "data": f"{facts['data']}: {train} training, {val} validation, {test} test images",

@@ -1,0 +1,197 @@
+"""Images in MNIST's form that show no digit, for a network to learn to say no from (outlier exposure, Hendrycks,
+Mazeika and Dietterich 2018): letters and signs by hand and in print, scribbles, textures, and what a wrong cut leaves of
+a number: pieces of digits, and several in one box.
+
+What a person could take for a digit is not among them: the letters B D G I J O Q S Z a b g i l o q s y z, brackets,
+slashes, rings and squares, & ! ? $; pieces such as the loop of a 6, the stem of a 9 or the right half of an 8.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from mnist_pl.data.digits import BOX
+from mnist_pl.data.strokes import SEED, Stroke, by_hand, in_form, render, rounded
+
+Random = np.random.Generator
+Images = NDArray[np.uint8]  # (N, 28, 28)
+
+# By hand, as in strokes.py: capital letters, small ones, signs.
+LETTERS = [
+    *("09 40 89; 26 66", "90 60 23 06 28 59 99", "80 00 00 09 09 89; 05 65", "80 00 00 09; 04 64", "00 09; 80 89; 04 84"),
+    *("00 09; 80 04 04 89", "00 00 09 09 79", "09 00 00 45 45 90 90 99", "09 00 00 89 89 80", "00 09; 00 60 83 65 05"),
+    *("00 09; 00 60 83 65 05 05 89", "00 90; 50 49", "00 06 39 69 86 80", "00 00 49 49 90", "00 29 29 44 44 69 69 90"),
+    *("00 99; 90 09", "00 45 45 90; 45 49", "80 89; 86 48 07 03 31 64 87", "05 75 72 40 12 06 28 59 88", "70 50 32 39; 14 64"),
+    *("00 09; 05 32 63 69", "00 09; 63 05; 25 79", "09 02; 05 23 35 39; 35 53 65 69", "02 09; 05 33 65 69", "02 09; 05 33 62"),
+    *("40 47 69 78; 13 73", "02 02 49 49 82", "02 28 28 45 45 68 68 82", "02 79; 72 09"),
+    *("02 09 09; 03 43 65 47 07; 09 09", "50 50 02 02 98", "00 90; 10 19; 80 89", "09 40 40 89 89 09", "05 25 40 65 85 99"),
+]  # fmt: skip
+SIGNS = [
+    *("05 95", "40 49; 05 95", "00 99; 90 09; 05 95", "10 18; 70 78; 02 92; 06 96", "02 92; 06 96", "05 22 54 86 93"),
+    *("00 99; 90 09", "05 38 38 90 90", "44; 48", "10 12; 50 52", "00 09; 40 49; 80 89", "90 09; 10 11; 88 89"),
+    *("09 40 40 99 99 09", "04 44; 40 49", "09 02 32 39 62 69 92 99", "03 30 63 96", "01 91; 05 95; 09 99"),
+    "05 20 35 50 65 80 95",
+]  # fmt: skip
+IN_PRINT = "ACEFHKLMNPRTUVWXYcdefhkmnprtuvwx#%@*+=<~:;\"-_€ÄÉÑæñüµ÷×±¬"
+FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "STIXGeneralItalic", "cmtt10")
+# Kept for measuring: nothing of this is trained on.
+UNSEEN_IN_PRINT = "ΓΔΞΠΣΨΩαγκλμπψωДЖИЙЛЦШЩЮЯджийлцшщюя" + "AEFHKMNRWXdefhkmnwx"
+UNSEEN_FONTS = ("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic")
+UNSEEN_SIGNS = [  # house, arrows, heart, faces, star, fish, flag, cup, tree, man, umbrella, envelope
+    *("04 40 84; 14 19 19 79 79 74; 39 36 36 56 56 59", "05 95; 62 95 95 68", "49 40; 13 40 40 73", "43 20 01 04 49 84 91 70 43"),
+    *("50 11 04 18 49 88 95 81 50; 33 34; 63 64; 26 48 66", "09 40 40 89 89 03 03 93 93 09", "05 42 85 48 05; 85 93 97 85"),
+    *("09 00 00 82 82 04", "00 19 19 69 69 80 80 00; 82 92 95 75", "40 05 05 85 85 40; 45 49", "40 31 40 51 40; 42 46; 13 44 44 73; 19 46 46 79"),
+    *("05 11 50 81 95 05; 45 48 69 67", "00 99 99 90 90 09 09 00 00 90; 09 99"),
+]  # fmt: skip
+
+
+def nondigits(count: int, digits: tuple[Tensor, Tensor], seed: int = SEED, unseen: bool = False) -> Tensor:
+    """As many images (N, 28, 28) uint8; the pieces and the groups are of `digits`, images of that form and labels.
+
+    unseen: of the kinds and fonts that are kept for measuring; of none else.
+    """
+    random = np.random.default_rng([seed, 2, unseen])
+    images, labels = digits[0].numpy(), digits[1].numpy()
+    if unseen:
+        makers = {lambda n: _printed(n, UNSEEN_IN_PRINT, UNSEEN_FONTS, random): 6, lambda n: _signs(n, UNSEEN_SIGNS, random): 4}
+    else:
+        makers = {
+            lambda n: _signs(n, LETTERS, random): 6,
+            lambda n: _printed(n, IN_PRINT, FONTS, random): 5,
+            lambda n: _signs(n, SIGNS, random): 2,
+            lambda n: _scribbles(n, random): 2,
+            lambda n: _textures(n, random): 2,
+            lambda n: _pieces(n, images, labels, random): 4,
+            lambda n: _groups(n, images, labels, random): 4,
+        }
+    ends = np.cumsum(list(makers.values())) * count // sum(makers.values())
+    sizes = np.diff(ends, prepend=0)
+    made = [make(size) for make, size in zip(makers, sizes, strict=True) if size]
+    return torch.from_numpy(np.concatenate(made) if made else np.zeros((0, 28, 28), np.uint8))
+
+
+def _signs(count: int, templates: list[str], random: Random) -> Images:
+    return render([by_hand(templates[random.integers(len(templates))], random) for _ in range(count)], random)
+
+
+def _scribbles(count: int, random: Random) -> Images:
+    """The pen wanders: too many turns for any digit."""
+
+    def wander() -> list[Stroke]:
+        steps = random.normal(0, 1, (random.integers(12, 30), 2)) * random.uniform(0.3, 1, 2)
+        return [rounded(np.cumsum(steps, axis=0) if random.random() < 0.5 else steps)]
+
+    return render([wander() for _ in range(count)], random)
+
+
+def _printed(count: int, letters: str, fonts: tuple[str, ...], random: Random) -> Images:
+    """Of the fonts that matplotlib brings, so that every machine has them."""
+    import matplotlib
+
+    folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
+    loaded = [ImageFont.truetype(folder / f"{name}.ttf", 40) for name in fonts]
+    kinds = [(letter, font) for font in loaded for letter in letters if _has(font, letter)]
+    made = []
+    for _ in range(count):
+        letter, font = kinds[random.integers(len(kinds))]
+        picture = Image.new("L", (96, 96))
+        ImageDraw.Draw(picture).text((48, 48), letter, 255, font, "mm", stroke_width=int(random.integers(3)))
+        slant, turn = random.normal(0, 0.15), random.normal(0, 0.1)
+        matrix = (1, slant + turn, -48 * (slant + turn), -turn, 1, 48 * turn)
+        made.append(_fit(np.asarray(picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR))))
+    return in_form(np.array(made))
+
+
+def _has(font: ImageFont.FreeTypeFont, letter: str) -> bool:
+    """Whether it draws something else than the box that stands for what it lacks."""
+    return bytes(font.getmask(letter)) != bytes(font.getmask("\uffff"))
+
+
+def _textures(count: int, random: Random) -> Images:
+    """Blots, stripes, clouds and specks, as of photographs that show something else."""
+    made = []
+    for _ in range(count):
+        cells = random.integers(2, 15, 2)
+        field = random.random(cells) ** random.choice([1, 3])
+        picture = Image.fromarray((field * 255).astype(np.uint8)).resize((BOX, BOX), random.choice([0, 2, 3]))
+        ink = np.asarray(picture, np.float32)
+        if random.random() < 0.7:  # with hard edges
+            ink = np.clip((ink - np.quantile(ink, random.uniform(0.2, 0.8))) * 0.1 + 0.5, 0, 1) * 255
+        made.append(_fit(ink) if ink.max() > 50 else np.full((BOX, BOX), 255, np.float32))
+    return in_form(np.array(made))
+
+
+# Which part of which digits no one would read as a digit.
+PARTS = {"top": (0, 4), "bottom": (0, 2), "left": (3, 7, 9)}
+
+
+def _pieces(count: int, images: Images, labels: NDArray, random: Random) -> Images:
+    made = []
+    for number in range(count):
+        side = list(PARTS)[number % len(PARTS)]
+        image = _one_of(images, labels, PARTS[side], random)
+        image = image if side in ("top", "bottom") else image.T
+        share = np.cumsum(image.sum(axis=1, dtype=np.float64)) / max(image.sum(dtype=np.float64), 1)
+        border = int(np.searchsorted(share, random.uniform(0.4, 0.6)))
+        part = image[:border] if side in ("top", "left") else image[border:]
+        made.append(_fit(part if side in ("top", "bottom") else part.T))
+    return in_form(np.array(made))
+
+
+def _groups(count: int, images: Images, labels: NDArray, random: Random) -> Images:
+    """Two or three digits side by side, apart, touching or overlapping; a few one above the other."""
+    made = []
+    for number in range(count):
+        if number % 8 == 0:  # round or straight ones would make an 8 or a 1
+            above, below = (_ink_of(_one_of(images, labels, (2, 3, 4, 5), random)) for _ in range(2))
+            made.append(_fit(_beside([above.T, below.T], random).T))
+        else:
+            row = [_ink_of(_one_of(images, labels, range(10), random)) for _ in range(3 if number % 8 == 1 else 2)]
+            made.append(_fit(_beside(row, random)))
+    return in_form(np.array(made))
+
+
+def _beside(parts: list[NDArray], random: Random) -> NDArray:
+    gap = int(random.integers(-3, 5))
+    high = max(len(part) for part in parts)
+    canvas = np.zeros((high, sum(part.shape[1] + max(gap, 0) for part in parts)), np.uint8)
+    right = 0
+    for part in parts:
+        top = random.integers(high - len(part) + 1)
+        left = max(0, right + gap) if right else 0
+        place = canvas[top : top + len(part), left : left + part.shape[1]]
+        np.maximum(place, part, out=place)
+        right = left + part.shape[1]
+    return canvas
+
+
+def _one_of(images: Images, labels: NDArray, wanted: "tuple[int, ...] | range", random: Random) -> NDArray:
+    """Of one of the `wanted` labels, where there are such."""
+    for _ in range(100):
+        index = random.integers(len(labels))
+        if labels[index] in wanted and images[index].any():
+            break
+    return images[index]
+
+
+def _ink_of(image: NDArray) -> NDArray:
+    """The box that holds all that is darker than faint."""
+    inked = image > 50
+    rows, columns = np.flatnonzero(inked.any(axis=1)), np.flatnonzero(inked.any(axis=0))
+    return image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else image
+
+
+def _fit(image: NDArray) -> NDArray[np.float32]:  # (H, W) in [0, 255] -> (20, 20)
+    """The ink, keeping its aspect, in the middle of MNIST's box."""
+    ink = _ink_of(image)
+    height, width = (max(1, round(side * BOX / max(ink.shape))) for side in ink.shape)
+    method = Image.Resampling.BOX if max(ink.shape) > BOX else Image.Resampling.BILINEAR
+    fitted = np.zeros((BOX, BOX), np.float32)
+    top, left = (BOX - height) // 2, (BOX - width) // 2
+    resized = Image.fromarray(np.ascontiguousarray(ink, np.float32)).resize((width, height), method)
+    fitted[top : top + height, left : left + width] = resized
+    return fitted * np.float32(255 / max(fitted.max(), 1))
