@@ -7,7 +7,7 @@ if __name__ == "__main__":
 
 import json
 import sys
-import threading
+import time
 from contextlib import suppress
 from datetime import datetime
 from importlib.util import find_spec
@@ -47,7 +47,8 @@ def main(cfg: DictConfig) -> None:
             print(f"network   {networks(chosen)[0].label}" + (f"; {others} more to choose from" if others else ""))
             print(f"page      {url}{taken}, until Ctrl-C", flush=True)
             advise("the page is closed")
-            threading.Event().wait()
+            while True:  # a signal is handled by this thread, which may sleep on where another was sent it
+                time.sleep(1)
 
 
 def check(cfg: DictConfig) -> None:
