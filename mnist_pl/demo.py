@@ -41,7 +41,8 @@ def main(cfg: DictConfig) -> None:
         from mnist_pl.reading.demo import PORT, serve
 
         with TemporaryDirectory(prefix="mnist_pl-") as folder:
-            url = serve(lambda: networks(chosen), Path(folder), cfg.host, cfg.port, cfg.seconds, cfg.megabytes)
+            limits = cfg.seconds, cfg.megabytes
+            url = serve(lambda: networks(chosen), len(chosen), Path(folder), cfg.host, cfg.port, *limits)
             others = len(networks(chosen)) - 1
             taken = "" if cfg.port is not None or f":{PORT}/" in url else f" ({PORT} is taken)"
             print(f"network   {networks(chosen)[0].label}" + (f"; {others} more to choose from" if others else ""))

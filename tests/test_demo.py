@@ -388,7 +388,9 @@ def test_a_picture_that_takes_too_long_is_given_up(trained: Path, tmp_path: Path
         ("megabytes=1000", "megabytes=1000: must be more than 0, and at most 100"),
         ("ckpt_path=nowhere", "ckpt_path=nowhere: there is no such file or folder"),
         ("ckpt_path=[3]", "must be a run or a checkpoint, or several"),
-        pytest.param("ckpt_path={broken}", "not a checkpoint that can be read safely", marks=pytest.mark.long),
+        pytest.param(
+            "ckpt_path=[outputs/run,{broken}]", "not a checkpoint that can be read safely", marks=pytest.mark.long
+        ),
         ("prot=8000", "did you mean port?"),
         ("-m", "there is one page"),
     ],

@@ -197,15 +197,21 @@ def make_room(folder: Path, limit: int) -> None:
 
 
 def serve(
-    networks: Callable[[], list[Network]], folder: Path, host: str, port: int | None, seconds: float, megabytes: float
+    networks: Callable[[], list[Network]],
+    named: int,
+    folder: Path,
+    host: str,
+    port: int | None,
+    seconds: float,
+    megabytes: float,
 ) -> str:
     """Starts a server in a thread, which ends with the process; returns the page's address.
 
-    `networks` are those that can be chosen, the first by itself; asked again whenever the page is opened. `folder` is
-    for the pictures that are sent, until they have been read.
+    `networks` are those that can be chosen, the first by itself; asked again whenever the page is opened. The
+    first `named` of them have to be readable. `folder` is for the pictures that are sent, until they have been read.
 
     Raises:
-        ValueError: the first network cannot be read, or the address not be had.
+        ValueError: a network that was named cannot be read, or the address not be had.
     """
     check_address(host, port)
     reader = Reader(seconds)  # imports torch, while this process imports Gradio
@@ -270,7 +276,7 @@ def serve(
         except ValueError as error:
             raise Error(str(error), print_exception=False) from None
 
-    reader.load(one.checkpoint for one in networks()[:1])
+    reader.load(one.checkpoint for one in networks()[:named])
     _, url, _ = server.launch(
         server_name=host,
         server_port=port if port is not None else free_port(host),
