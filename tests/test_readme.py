@@ -72,6 +72,8 @@ def test_a_command_runs(command: str, folder: Path) -> None:
     for name in ("mlflow", "wandb"):
         if f"logger={name}" in words:
             pytest.importorskip(name)
+    if words[0] == "mnist_pl/demo.py":  # a server until Ctrl-C: tests/test_demo.py; here, that its words are understood
+        words.append("--cfg=job")
     if words[0] == "mnist_pl/benchmark.py":  # a quarter of an hour; tests/test_benchmark.py measures something
         words += ["--only", "nothing"]
     if words[0] == "mnist_pl/tune.py":
@@ -145,7 +147,15 @@ def test_tensorboard_shows_the_runs(folder: Path) -> None:
 
 
 def test_no_command_is_left_out() -> None:
-    known = ("python ", "make ", "tensorboard ", 'pip install -e ".[', "torchrun ", "srun ")  # test_ddp, test_slurm
+    known = (
+        "python ",
+        "make ",
+        "tensorboard ",
+        'pip install -e ".[',
+        "torchrun ",
+        "srun ",
+        "curl ",
+    )  # test_ddp, test_slurm, test_demo
     assert [command for command in COMMANDS if not command.startswith(known)] == []
 
 

@@ -33,7 +33,7 @@ SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "html": ".html"}  # by format
 NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime")}  # packages, by format
 TOLERANCE = 1e-4  # in a probability: what the order of float32 sums may change, many times over
 AT_ONCE = 250  # images
-PAGE = Path(__file__).with_name("page.html")
+PAGE = Path(__file__).with_name("export.html")
 INPUT, OUTPUT = "images", "probabilities"
 
 Answer = Callable[[Tensor], Tensor]  # (N, 1, 28, 28) in [0, 1] -> (N, 10), by what is in the file

@@ -72,11 +72,21 @@ class Evaluate:
     data_dir: str | None = None
 
 
+@dataclass
+class Demo:
+    ckpt_path: Any = None
+    host: str = "127.0.0.1"
+    port: int | None = None
+    seconds: float = 10
+    megabytes: float = 20
+
+
 ConfigStore.instance().store("train_schema", Train)
 ConfigStore.instance().store("tune_schema", Tune)
 ConfigStore.instance().store("predict_schema", Predict)
 ConfigStore.instance().store("export_schema", Export)
 ConfigStore.instance().store("evaluate_schema", Evaluate)
+ConfigStore.instance().store("demo_schema", Demo)
 
 
 OmegaConf.register_new_resolver("label", lambda *, _root_: label(_root_), replace=True)
