@@ -5,8 +5,8 @@
 The non-digits are made with another seed than those of the training, of pieces of validation images; `unseen` are of
 kinds and fonts that no training image is of. An answer counts as refused where its probability is under a half. The
 calibration error is the expected one over 15 bins of confidence (Guo et al. 2017). With non-digits, as many as digits,
-no answer to one is right, and the best that a highest of ten probabilities can say is 0.1: `rescaled` counts from there,
-(10 p - 1) / 9. The test images are scored with `--test` alone.
+no answer to one is right, and the best that the highest of ten probabilities can say is 0.1: `rescaled` counts from
+there, (10 p - 1) / 9. The test images are scored with `--test` alone.
 """
 
 import argparse

@@ -41,11 +41,15 @@ def test_what_is_drawn_is_in_mnists_form_and_the_same_every_time() -> None:
 
 def test_what_is_drawn_changes_no_split_and_is_seen_in_training_alone() -> None:
     plain, data = module(), module(drawn_digits=20, nondigits=30)
-    assert all(torch.equal(*pair) for name in plain.splits for pair in zip(plain.splits[name], data.splits[name], strict=True))
+    assert all(
+        torch.equal(*pair) for name in plain.splits for pair in zip(plain.splits[name], data.splits[name], strict=True)
+    )
     assert plain.made == []
     labels = torch.cat([labels for _, labels in data.train_dataloader()])
     assert torch.bincount(labels + 1).sum() == 1297 + 50 and (labels == -1).sum() == 30
-    assert all((labels >= 0).all() for loader in (data.val_dataloader(), data.test_dataloader()) for _, labels in loader)
+    assert all(
+        (labels >= 0).all() for loader in (data.val_dataloader(), data.test_dataloader()) for _, labels in loader
+    )
     drawn = {image.numpy().tobytes() for images, _ in data.made for image in images}
     assert not drawn & {image.numpy().tobytes() for images, _ in data.splits.values() for image in images}
     testing = MNISTDataModule("digits", nondigits=30)
@@ -72,7 +76,10 @@ def test_a_network_learns_to_say_no(kind: type[DigitClassifier]) -> None:
     assert trainer.callback_metrics["val/acc"] > 0.95 and trainer.callback_metrics["train/acc"] > 0.95
     with torch.inference_mode():
         others = nondigits(300, data.splits["val"], seed=99)
-        no = [(model(to_float(images)).softmax(1).amax(1) < 0.5).double().mean() for images in (others, data.splits["val"][0])]
+        no = [
+            (model(to_float(images)).softmax(1).amax(1) < 0.5).double().mean()
+            for images in (others, data.splits["val"][0])
+        ]
     assert no[0] > 0.8 if kind.refuses else no[0] < 0.5
     assert no[1] < 0.05
 
