@@ -1,16 +1,19 @@
 """What is drawn for training: digits in other forms, and images that show none, for a network to say no from."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import Train
 from lightning import Trainer
 
 from mnist_pl.data import Augment, MNISTDataModule, to_float
 from mnist_pl.data.nondigits import nondigits
 from mnist_pl.data.strokes import drawn_digits
 from mnist_pl.models import CNN, DigitClassifier, RefusingCNN
+from mnist_pl.reading.checkpoint import load_model
 
 
 def module(**settings: Any) -> MNISTDataModule:
@@ -138,3 +141,12 @@ def test_augmentation_as_pens_paper_and_cameras_do() -> None:
     assert 0.25 <= gray.min() < 0.3 and 0.65 < gray.max() <= 0.5**0.5 + 1e-6
     paper = changed(background=0.3)[:, :, :4]
     assert 0.4 < (paper == 0).all(2).all(1).double().mean() < 0.6 and 0.2 < paper.max() <= 0.3
+
+
+def test_a_run_says_what_is_added(train_here: Train, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    words = ["data=digits", "data.nondigits=30", "data.drawn_digits=20", "model=refusing_cnn", "model.channels=[2,4]"]
+    with caplog.at_level("INFO"):
+        train_here(*words, "callbacks=minimal", "logger=csv", "trainer.max_epochs=1")
+    assert "1,297 and 50 synthetic training, 200 validation" in " ".join(caplog.text.split())
+    model, _ = load_model(tmp_path / "run" / "checkpoints" / "best.ckpt")
+    assert type(model) is RefusingCNN
