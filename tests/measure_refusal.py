@@ -42,7 +42,7 @@ def main() -> None:
         figures = {
             "right": share(right),
             "digits refused": share(digits.amax(1) < 0.5),
-            "under 0.3": share(digits.amax(1) < 0.3),
+            "digits under 0.2": share(digits.amax(1) < 0.2),
             "non-digits refused": share(others.amax(1) < 0.5),
             "unseen refused": share(strangers.amax(1) < 0.5),
             "calibration error": calibration_error(digits.amax(1), right),

@@ -34,6 +34,7 @@ from conftest import ROOT, Run, Train, one_line
         ("data.augment={thickness: 2}", ["data.augment.thickness", "0 to 1", "2"]),
         ("data.nondigits=-1", ["data.nondigits", "from 0", "-1"]),
         ("data.nondigits=30", ["data.nondigits=30", "CNN", "model=refusing_cnn"]),
+        ("model=refusing_cnn model.nondigit_weight=-1", ["model.nondigit_weight", "from 0", "-1"]),
         ("data.drawn_digits=2.5", ["data.drawn_digits", "whole number", "2.5"]),
         ("data=kmnist data.drawn_digits=30", ["data.drawn_digits=30", "kmnist"]),
         ("model=mlp model.hidden=[0]", ["model.hidden", "0"]),

@@ -1,5 +1,5 @@
 """Images in MNIST's form that show no digit, for a network to learn to say no from (outlier exposure, Hendrycks,
-Mazeika and Dietterich 2018): letters and signs by hand and in print, figures, scribbles, textures, and what a wrong cut
+Mazeika and Dietterich 2018): letters and signs by hand and in print, drawings, scribbles, textures, and what a wrong cut
 leaves of a number: pieces of digits, and several in one box.
 
 What a person could take for a digit is not among them: the letters B D G I J O Q S Z a b g i j l o q s y z, brackets,
@@ -41,6 +41,19 @@ SIGNS = {
     "triangle": "09 40 40 99 99 09", "zigzag": "09 02 32 39 62 69 92 99", "lines": "01 91; 05 95; 09 99",
     "long wave": "05 20 35 50 65 80 95",
 }  # fmt: skip
+DRAWINGS = {
+    "wheel": "50 11 04 18 49 88 95 81 50; 40 49; 05 95", "target": "50 11 04 18 49 88 95 81 50; 53 35 56 64 53",
+    "clock": "50 11 04 18 49 88 95 81 50; 42 45 45 75", "no entry": "50 11 04 18 49 88 95 81 50; 25 75",
+    "sun": "42 24 46 64 42; 40 41; 94 84; 48 49; 04 14; 11 22; 77 88; 71 80; 17 08", "bowl": "03 03 93 93 78 28 03",
+    "bell": "40 22 17 08 98 77 62 40; 49", "boat": "06 06 96 96 79 79 19 19 06; 46 40 40 84 84 45",
+    "chair": "00 09; 05 65 65 69", "table": "03 93; 13 19; 83 89", "ladder": "20 29; 70 79; 22 72; 25 75; 27 77",
+    "fork": "10 14 44 74 70; 40 49", "comb": "00 90; 00 04; 20 24; 40 44; 60 64; 80 84", "bird": "02 21 44 44 71 92",
+    "mountain": "09 32 32 55 55 71 71 99", "eye": "05 42 95 48 05; 44 55 46 35 44",
+    "cat": "10 10 32 62 80 80 95 79 29 05 10; 34; 64; 47; 06 36; 66 96", "pi": "00 90; 20 19; 70 79",
+    "car": "06 06 24 42 62 74 96 96 06; 27 38 29; 67 78 69", "plane": "04 94; 44 10; 44 19; 04 02",
+    "scissors": "00 77; 90 27; 26 08 29 26; 76 67 99 76", "flower": "40 22 44 62 40; 44 49; 46 25; 47 65",
+    "crown": "09 00 35 40 65 90 99 09", "hand": "09 05 10 24 30 34 50 54 71 66 59",
+}  # fmt: skip
 SHAPES = {
     "line": "40 49", "slope": "04 94", "ring": "40 11 04 18 49 88 95 81 50 40", "triangle": "09 40 40 99 99 09",
     "square": "00 90 90 99 99 09 09 00", "arc": "05 42 95", "corner": "00 99 99 90", "dot": "44",
@@ -73,7 +86,8 @@ def nondigits(count: int, digits: tuple[Tensor, Tensor], seed: int = SEED, unsee
         lambda n: _by_hand(n, LETTERS, random): 6,
         lambda n: _printed(n, IN_PRINT, FONTS, random): 5,
         lambda n: _by_hand(n, SIGNS, random): 2,
-        lambda n: _figures(n, random): 4,
+        lambda n: _by_hand(n, DRAWINGS, random): 4,
+        lambda n: _figures(n, random): 3,
         lambda n: _scribbles(n, random): 2,
         lambda n: _textures(n, random): 2,
         lambda n: _pieces(n, images, labels, random): 4,
