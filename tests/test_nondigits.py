@@ -1,16 +1,19 @@
 """What is drawn for training: digits in other forms, and images that show none, for a network to say no from."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import Train
 from lightning import Trainer
 
 from mnist_pl.data import Augment, MNISTDataModule, to_float
 from mnist_pl.data.nondigits import nondigits
 from mnist_pl.data.strokes import drawn_digits
 from mnist_pl.models import CNN, DigitClassifier, RefusingCNN
+from mnist_pl.reading.checkpoint import load_model
 
 
 def module(**settings: Any) -> MNISTDataModule:
@@ -41,11 +44,15 @@ def test_what_is_drawn_is_in_mnists_form_and_the_same_every_time() -> None:
 
 def test_what_is_drawn_changes_no_split_and_is_seen_in_training_alone() -> None:
     plain, data = module(), module(drawn_digits=20, nondigits=30)
-    assert all(torch.equal(*pair) for name in plain.splits for pair in zip(plain.splits[name], data.splits[name], strict=True))
+    assert all(
+        torch.equal(*pair) for name in plain.splits for pair in zip(plain.splits[name], data.splits[name], strict=True)
+    )
     assert plain.made == []
     labels = torch.cat([labels for _, labels in data.train_dataloader()])
     assert torch.bincount(labels + 1).sum() == 1297 + 50 and (labels == -1).sum() == 30
-    assert all((labels >= 0).all() for loader in (data.val_dataloader(), data.test_dataloader()) for _, labels in loader)
+    assert all(
+        (labels >= 0).all() for loader in (data.val_dataloader(), data.test_dataloader()) for _, labels in loader
+    )
     drawn = {image.numpy().tobytes() for images, _ in data.made for image in images}
     assert not drawn & {image.numpy().tobytes() for images, _ in data.splits.values() for image in images}
     testing = MNISTDataModule("digits", nondigits=30)
@@ -72,20 +79,23 @@ def test_a_network_learns_to_say_no(kind: type[DigitClassifier]) -> None:
     assert trainer.callback_metrics["val/acc"] > 0.95 and trainer.callback_metrics["train/acc"] > 0.95
     with torch.inference_mode():
         others = nondigits(300, data.splits["val"], seed=99)
-        no = [(model(to_float(images)).softmax(1).amax(1) < 0.5).double().mean() for images in (others, data.splits["val"][0])]
+        no = [
+            (model(to_float(images)).softmax(1).amax(1) < 0.5).double().mean()
+            for images in (others, data.splits["val"][0])
+        ]
     assert no[0] > 0.8 if kind.refuses else no[0] < 0.5
     assert no[1] < 0.05
 
 
 def test_a_batch_without_a_digit_is_one_to_learn_from() -> None:
-    model = RefusingCNN(channels=[4, 8])
+    model = RefusingCNN(nondigit_weight=0.7, channels=[4, 8])
     images = torch.rand(5, 1, 28, 28)
     loss = model.training_step((images, torch.full((5,), -1)), 0)
-    assert loss >= np.log(10) - 1e-6
+    assert loss >= 0.7 * np.log(10) - 1e-6
     mixed = torch.tensor([3, -1, 5, -1, -1])
     digits = torch.nn.functional.cross_entropy(model(images[[0, 2]]), mixed[[0, 2]])
     others = -model(images[[1, 3, 4]]).log_softmax(1).mean()
-    assert torch.isclose(model.training_step((images, mixed), 0), (2 * digits + 3 * others) / 5)
+    assert torch.isclose(model.training_step((images, mixed), 0), (2 * digits + 0.7 * 3 * others) / 5)
     assert torch.isclose(model.train_scores.compute()["train/loss"], digits)
 
 
@@ -131,3 +141,12 @@ def test_augmentation_as_pens_paper_and_cameras_do() -> None:
     assert 0.25 <= gray.min() < 0.3 and 0.65 < gray.max() <= 0.5**0.5 + 1e-6
     paper = changed(background=0.3)[:, :, :4]
     assert 0.4 < (paper == 0).all(2).all(1).double().mean() < 0.6 and 0.2 < paper.max() <= 0.3
+
+
+def test_a_run_says_what_is_added(train_here: Train, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    words = ["data=digits", "data.nondigits=30", "data.drawn_digits=20", "model=refusing_cnn", "model.channels=[2,4]"]
+    with caplog.at_level("INFO"):
+        train_here(*words, "callbacks=minimal", "logger=csv", "trainer.max_epochs=1")
+    assert "1,297 and 50 synthetic training, 200 validation" in " ".join(caplog.text.split())
+    model, _ = load_model(tmp_path / "run" / "checkpoints" / "best.ckpt")
+    assert type(model) is RefusingCNN

@@ -89,7 +89,9 @@ class MNISTDataModule(LightningDataModule):
             if not isinstance(made, int) or not 0 <= made <= MOST_MADE:
                 raise ValueError(f"data.{name} must be a whole number from 0 to {MOST_MADE:,}, got {made!r}")
         if drawn_digits and dataset in SOURCES and dataset != "mnist":
-            raise ValueError(f"data.drawn_digits={drawn_digits}: are digits, and data.dataset={dataset} has none; say 0")
+            raise ValueError(
+                f"data.drawn_digits={drawn_digits}: are digits, and data.dataset={dataset} has none; say 0"
+            )
         self.save_hyperparameters()
         self.augment = instantiate({"_target_": AUGMENT, **augment}) if augment else None
         self.splits: dict[str, Split] = {}  # "train", "val", "test"

@@ -76,9 +76,17 @@ class RefusingCNN(CNN):
     """A CNN that learns from images labelled -1, which show no digit, that none of the ten is likelier than another
     (outlier exposure, Hendrycks, Mazeika and Dietterich 2018). So its highest probability falls to 0.1 where it sees no
     digit, and says for anything how likely the answer is right. The training scores count digits alone.
+
+    nondigit_weight: of the loss on such an image, where a digit's is 1; a half as in that paper.
     """
 
     refuses = True
+
+    def __init__(self, nondigit_weight: float = 0.5, **rest: Any) -> None:
+        super().__init__(**rest)
+        if not isinstance(nondigit_weight, int | float) or not nondigit_weight >= 0:
+            raise ValueError(f"model.nondigit_weight must be a number from 0 up, got {nondigit_weight!r}")
+        self.nondigit_weight = nondigit_weight
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         images, labels = batch
@@ -87,7 +95,8 @@ class RefusingCNN(CNN):
         self.train_scores.update(logits[is_digit], labels[is_digit])
         targets = nn.functional.one_hot(labels.clamp(min=0), CLASSES).float()
         targets = torch.where(is_digit[:, None], targets, 1 / CLASSES)
-        return nn.functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        losses = nn.functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing, reduction="none")
+        return torch.where(is_digit, losses, self.nondigit_weight * losses).mean()
 
 
 def _dense(inputs: int, hidden: Sequence[int], dropout: float) -> list[nn.Module]:

@@ -147,8 +147,8 @@ def _check_own(model: Any, data: Any) -> None:
         check_can_be_kept({f"{name}.{key}": value for key, value in part.hparams.items()})
     if data.hparams.get("nondigits") and not model.refuses:
         raise ValueError(
-            f"data.nondigits={data.hparams['nondigits']}: {class_path(type(model))} cannot learn from images that show no "
-            "digit; say model._target_=mnist_pl.models.RefusingCNN, or data.nondigits=0"
+            f"data.nondigits={data.hparams['nondigits']}: {class_path(type(model))} cannot learn from images that show "
+            "no digit; say model=refusing_cnn, or data.nondigits=0"
         )
     usual = type(model).configure_optimizers is DigitClassifier.configure_optimizers
     if usual and model.hparams["optimizer"] is None:
