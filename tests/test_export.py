@@ -77,7 +77,13 @@ def written(network: DigitClassifier, format: str, images: Tensor, **more: Any) 
 
 
 @pytest.mark.parametrize("network", MORE, ids=[*NETWORKS, "own"])
-def test_onnx_answers_as_pytorch(network: Callable[[], DigitClassifier], digits: Tensor) -> None:
+def test_onnx_answers_as_pytorch(
+    network: Callable[[], DigitClassifier],
+    digits: Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     content, expected = written(made(network()), "onnx", digits[:60])
@@ -92,6 +98,12 @@ def test_onnx_answers_as_pytorch(network: Callable[[], DigitClassifier], digits:
     assert about.custom_metadata_map == {
         name: value if isinstance(value, str) else json.dumps(value) for name, value in FACTS.items()
     }
+    if network is FIRST:
+        monkeypatch.chdir(tmp_path)
+        Path("cnn.onnx").write_bytes(content)
+        (block,) = re.findall(r"```python\n([^`]*onnxruntime[^`]*)```", (ROOT / "README.md").read_text())
+        exec(block, {})
+        assert capsys.readouterr().out == "0.5\n"
     assert about.producer_name == "mnist_pl" and str(ROOT).encode() not in content and b"site-packages" not in content
 
 

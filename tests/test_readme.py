@@ -49,10 +49,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Path:
     words = ["data=digits", "seed=1"]
     jobs = {"task": words, "hydra": [], "config_name": "train", "config_dirs": [], "subdir": SUBDIR, "jobs": [words]}
     (folder / "multirun/DATE/TIME" / PLAN).write_text(json.dumps(jobs))
-    (folder / "my_digits").mkdir()
     page = Image.new("L", (200, 200), 255)
     ImageDraw.Draw(page).line([(60, 40), (140, 40), (90, 160)], fill=0, width=14)
-    page.save(folder / "my_digits" / "seven.png")
+    for name in ("my_digits/seven.png", "my_pictures/single/7_1.png", "seven.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        page.save(folder / name)
     return folder
 
 
@@ -74,6 +75,10 @@ def test_a_command_runs(command: str, folder: Path) -> None:
             pytest.importorskip(name)
     if words[0] == "mnist_pl/demo.py":  # a server until Ctrl-C: tests/test_demo.py; here, that its words are understood
         words.append("--cfg=job")
+    if words == ["mnist_pl/evaluate.py"]:  # some minutes, of MNIST: tests/test_evaluate.py
+        words.append("--cfg=job")
+    if "experiment=robust" in words:
+        words += ["data.nondigits=100", "data.drawn_digits=100"]
     if words[0] == "mnist_pl/benchmark.py":  # a quarter of an hour; tests/test_benchmark.py measures something
         words += ["--only", "nothing"]
     if words[0] == "mnist_pl/tune.py":

@@ -6,6 +6,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import find_objects
 
 from mnist_pl.data.digits import BOX, centre_by_mass
 
@@ -25,10 +26,12 @@ WIDEST = 0.22  # of the shorter side; what is thicker than that is no stroke, bu
 GRAINS = (0.0008, 0.002, 0.005)  # of the longer side: what is averaged, until the noise is less than
 GRAINY = 0.2  # of the paper's brightness
 RULE = 0.55  # of the picture's width: lines at least that long are rules
+GAP = 1.5  # pixels of a picture that had to be enlarged
 DESK = 0.4  # of the paper's brightness: what is darker, and wide, is no paper
 STEP = 0.05  # of the paper's brightness, in one of ROUGH pixels: no light falls off like that
 ON_EDGE = 0.5  # of a part's pixels: then it is but the edge's
 SLIVER, AT_BORDER = 0.06, 0.15  # of the picture's side
+WHOLE, BESIDE = 0.8, 0.35  # of a rule is inked, at least; and of what is above or below it, at most
 DARKER = 1.6  # than the faintest: then a line is none of them
 ACROSS = 0.85  # ... or that long, where there is but one
 STEEPEST = 0.27  # of which none falls more than that, 15 degrees
@@ -233,46 +236,63 @@ def without_rules(ink: Ink, floor: float) -> Ink:
 def _erase_rules(ink: Ink, floor: float) -> None:
     """Those that are about level. One alone has to be longer than a digit's stroke, and not to be all that there is."""
     height, width = ink.shape
-    share = min(1.0, 2 * ROUGH / max(ink.shape))
-    inked = (ink > floor).astype(np.uint8)
+    inked = np.ascontiguousarray(ink > floor).astype(np.uint8)
     small = _small(inked, 2 * ROUGH)
     length = RULE * small.shape[1]
     lines = cv2.HoughLinesP(small, 1, np.pi / 720, int(0.6 * length), minLineLength=length, maxLineGap=0.08 * length)
-    level = [] if lines is None else [line for line in lines.reshape(-1, 4).tolist() if _falls(line) < STEEPEST]
-    rows = sorted((line[1] + line[3]) / 2 / share for line in level)
-    if not rows:
+    if lines is None:
         return
-    alone = rows[-1] - rows[0] < 0.05 * height
-    if alone and max(x1 - x0 for x0, _, x1, _ in level) < ACROSS * small.shape[1]:
-        return
-    inked = np.ascontiguousarray(inked)
     runs = _runs(inked)
-    band = np.zeros(ink.shape, np.uint8)
-    darkness = [float(np.median(ink[_along(line, share, inked)])) for line in level]
-    for (x0, y0, x1, y1), dark in zip(level, darkness, strict=True):
-        if dark > DARKER * min(darkness):  # a 1 on squared paper
-            continue
-        fall = (y1 - y0) / (x1 - x0) if x1 != x0 else 0.0
-        ends = (0, round((y0 - x0 * fall) / share)), (width - 1, round((y0 - x0 * fall) / share + width * fall))
-        cv2.line(band, *ends, 1, 1)
-    on_line = (band > 0) & (inked > 0)
-    if not on_line.any():
+    share = small.shape[1] / width
+    found = [_rule(line, share, ink, runs) for line in lines.reshape(-1, 4).tolist() if _falls(line) < STEEPEST]
+    rules = [rule for rule in found if rule is not None]
+    if not rules:
         return
-    thick = float(np.median(runs[on_line]))
+    middles = [rule.start + rule.fall * width / 2 for rule in rules]
+    alone = max(middles) - min(middles) < 0.05 * height
+    if alone and max(rule.length for rule in rules) < ACROSS * width:
+        return
+    faintest = min(rule.darkness for rule in rules)
+    band = np.zeros(ink.shape, np.uint8)
+    for rule in rules:
+        if rule.darkness <= DARKER * faintest:  # what is darker is a 1 on squared paper
+            cv2.line(band, (0, round(rule.start)), (width - 1, round(rule.start + rule.fall * (width - 1))), 1, 1)
+    thick = float(np.median([rule.thick for rule in rules]))
     if thick > 0.04 * height:  # a bar of a digit that fills the picture
         return
     band = cv2.dilate(band, np.ones((2 * int(thick) + 3, 1), np.uint8))
-    rule = (band > 0) & (runs <= 1.6 * thick + 1)
-    if not alone or ink[~rule & (ink > floor)].sum() > 0.3 * ink[rule].sum():
-        ink[rule] = 0
+    erased = (band > 0) & (runs <= 1.6 * thick + 1)
+    if not alone or ink[~erased & (ink > floor)].sum() > 0.3 * ink[erased].sum():
+        ink[erased] = 0
 
 
-def _along(line: list[int], share: float, inked: Gray) -> Mask:
-    """The inked pixels of a line, which was found at that share of the size."""
-    x0, y0, x1, y1 = (round(value / share) for value in line)
-    drawn = np.zeros(inked.shape, np.uint8)
-    cv2.line(drawn, (x0, y0), (x1, y1), 1, 1 + round(1 / share))
-    return (drawn > 0) & (inked > 0)
+@dataclass(frozen=True)
+class Rule:
+    start: float  # the row where it begins, at the left
+    fall: float  # rows, for each column
+    length: float  # of it, what was found
+    thick: float
+    darkness: float
+
+
+def _rule(line: list[int], share: float, ink: Ink, runs: NDArray[np.int32]) -> Rule | None:
+    """A line, found at that share of the size; None where it is a row of digits: broken, or inked above and below."""
+    x0, y0, x1, y1 = line
+    fall = (y1 - y0) / max(x1 - x0, 1)
+    x = np.arange(round(x0 / share), min(round(x1 / share) + 1, ink.shape[1]))
+    y = (y0 + (x * share - x0) * fall) / share
+
+    def at(offset: float) -> NDArray[np.intp]:
+        return np.round(y + offset).astype(int).clip(0, len(ink) - 1)
+
+    hits = np.max([runs[at(offset), x] for offset in (-2, -1, 0, 1, 2)], axis=0)
+    if (hits > 0).mean() < WHOLE:
+        return None
+    thick = float(np.median(hits[hits > 0]))
+    beside = min(float((runs[at(offset), x] > 0).mean()) for offset in (-thick - 5, thick + 5))
+    if beside > BESIDE:
+        return None
+    return Rule(y0 / share - x0 / share * fall, fall, len(x), thick, float(np.median(ink[at(0), x])))
 
 
 def _falls(line: list[int]) -> float:
@@ -319,7 +339,8 @@ class Part:
 def find_parts(page: Page) -> list[Part]:
     """Each with its own contrast, so that a faint pencil counts beside a pen; grain and smears are left out."""
     ink = page.ink
-    _, labels = cv2.connectedComponents((ink > page.floor).astype(np.uint8), connectivity=8)
+    gap = GAP * page.scale if page.scale > 1 else 0.0  # what the shrinking of a picture has broken is near enough
+    labels = _connected(ink > page.floor, gap)
     peaks = _peaks(cv2.GaussianBlur(ink, (0, 0), 1.0), labels)
     sizes = np.bincount(labels.ravel(), minlength=len(peaks)).astype(float)
     sizes[0] = 0
@@ -332,18 +353,18 @@ def find_parts(page: Page) -> list[Part]:
     visible &= np.bincount(labels.ravel(), page.edges.ravel(), len(peaks)) < ON_EDGE * np.maximum(sizes, 1)
     low = np.maximum(page.floor, SHARE * peaks)
     solid = (ink > low[labels]) & visible[labels]
-    count, numbers, stats, _ = cv2.connectedComponentsWithStats(solid.astype(np.uint8), connectivity=8)
+    numbers = _connected(solid, gap)
+    areas = np.bincount(numbers.ravel())
     parts = []
-    for number in range(1, count):
-        left, top, width, height, area = (int(value) for value in stats[number])
-        if area < 4:
+    for number, place in enumerate(find_objects(numbers), start=1):
+        top, left = place[0].start, place[1].start
+        height, width = place[0].stop - top, place[1].stop - left
+        if areas[number] < 4 or _is_margin((left, top, width, height), ink.shape):
             continue
-        own = numbers[top : top + height, left : left + width] == number
-        peak = peaks[labels[top : top + height, left : left + width][own].max()]
+        own = numbers[place] == number
+        peak = peaks[labels[place][own].max()]
         base = 0.5 * page.floor
-        values = (ink[top : top + height, left : left + width] - base) / (peak - base)
-        if _is_margin((left, top, width, height), ink.shape):
-            continue
+        values = (ink[place] - base) / (peak - base)
         parts.append(Part(left, top, np.where(own, values, 0).clip(0, 1).astype(np.float32)))
     return parts
 
@@ -358,6 +379,14 @@ def _is_margin(box: tuple[int, int, int, int], shape: tuple[int, ...]) -> bool:
     ):
         return True
     return (beside or above) and max(width / wide, height / high) < AT_BORDER
+
+
+def _connected(mask: Mask, gap: float) -> NDArray[np.int32]:  # (H, W) -> (H, W), 0 outside
+    """Numbers what hangs together, or is at most `gap` pixels apart."""
+    inked = mask.astype(np.uint8)
+    if gap < 1:
+        return cv2.connectedComponents(inked, connectivity=8)[1]
+    return cv2.connectedComponents(cv2.dilate(inked, _disc(gap)), connectivity=8)[1] * inked
 
 
 def _peaks(ink: Ink, labels: NDArray[np.int32]) -> NDArray[np.float32]:  # -> (labels,)
