@@ -1,6 +1,6 @@
 """Images in MNIST's form that show no digit, for a network to learn to say no from (outlier exposure, Hendrycks,
-Mazeika and Dietterich 2018): letters and signs by hand and in print, drawings, scribbles, textures, and what a wrong cut
-leaves of a number: pieces of digits, and several in one box.
+Mazeika and Dietterich 2018): letters and signs by hand and in print, drawings, scribbles, textures, and what a wrong
+cut leaves of a number: pieces of digits, and several in one box.
 
 What a person could take for a digit is not among them: the letters B D G I J O Q S Z a b g i j l o q s y z, brackets,
 slashes, rings and squares, & ! ? $ §; pieces such as the loop of a 6, the stem of a 9 or the right half of an 8.
