@@ -102,7 +102,7 @@ def test_a_strangers_folder_is_answered(
     with open(tmp_path / "out" / "predictions.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
         assert {row["file"] for row in csv.DictReader(file)} == answered
     with Image.open(tmp_path / "out" / "seen.png") as sheet:
-        assert sheet.width == 600 and sheet.height > 300  # three rows
+        assert sheet.width == 600 and sheet.height > 250  # two rows: blank pages are on none
     record_property("tried", len(reasons))
 
 

@@ -27,7 +27,9 @@ Probabilities = NDArray[np.float32]
 
 TOGETHER, PIXELS = 500, 16_000_000  # pictures that are decoded before the network gets them, and their pixels, at most
 AT_ONCE = 250  # images for the network; small enough for the activations to stay in a processor's cache
-SURE, NO_DIGIT = 0.8, 0.5  # confidences below which an answer is "unsure", and below which it is none
+SURE = 0.8  # confidence below which an answer is "unsure"
+# ... and below which a part is no digit; one that is alone on a picture is likelier meant to be one.
+NO_DIGIT, NO_DIGIT_ALONE = 0.5, 0.2
 MOSTLY = 0.6  # of what is on a picture, by height, has to be digits, for it to be a number
 LARGE = 0.25  # of the shorter side: strokes of a digit that high may be wider than a shadow
 SPECK = 0.22  # of the digits' height: what is smaller than that is none
@@ -217,8 +219,9 @@ def _answer(lines: list[list[Seen]], page: Page | None = None) -> Answer:
     """Without what is no digit."""
     if not any(lines):
         return Answer("", 1.0, "blank")
-    kept = [line for line in ([seen for seen in line if seen[2].max() >= NO_DIGIT] for line in lines) if line]
-    dropped = [[seen for seen in line if seen[2].max() < NO_DIGIT] for line in lines]
+    least = NO_DIGIT if sum(map(len, lines)) > 1 else NO_DIGIT_ALONE
+    kept = [line for line in ([seen for seen in line if seen[2].max() >= least] for line in lines) if line]
+    dropped = [[seen for seen in line if seen[2].max() < least] for line in lines]
     digits, refused = _digits(kept, page), _digits(dropped, page)
     taken, left = (sum(float(part.height) for line in which for part, _, _ in line) for which in (kept, dropped))
     share = taken / (taken + left)
