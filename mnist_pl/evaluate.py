@@ -240,6 +240,8 @@ def score(pictures: Sequence[Picture], clean: "list[tuple[str, list[Said]]] | No
     if clean:
         right = [sum(said[way][0] == truth for truth, said in clean) for way in ways]
         scores["clean_right"] = {"of": len(clean), "counts": right}
+        none = [sum(not said[way][0] for _, said in clean) for way in ways]
+        scores["clean_none"] = {"of": len(clean), "counts": none}
         refused = [sum(is_refused(said[way]) for _, said in clean) for way in ways]
         scores["clean_refused"] = {"of": len(clean), "counts": refused}
     times = sorted(1000 * picture.seconds for picture in pictures if picture.seconds)
@@ -259,7 +261,8 @@ def table(scores: dict[str, Any]) -> list[str]:
         "several_edits": "the same: digit error rate (edits over digits)",
         "none_refused": "no digit: answered with none, or under 50 %",
         "clean_right": "MNIST's test digits as PNG: right",
-        "clean_refused": "the same: refused by mistake (none, or under 50 %)",
+        "clean_none": "the same: refused by mistake",
+        "clean_refused": "the same: refused, or under 50 %",
     }
     rows = [["what", "of", *WAYS]]
     for key, name in names.items():

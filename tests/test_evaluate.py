@@ -46,11 +46,12 @@ def test_scores_of_known_answers() -> None:
         "none_refused": {"of": 1, "counts": [1, 1, 0]},
         "several_edits": {"of": 6, "counts": [1, 5, 5]},
         "clean_right": {"of": 2, "counts": [1, 2, 1]},
+        "clean_none": {"of": 2, "counts": [1, 0, 0]},
         "clean_refused": {"of": 2, "counts": [1, 1, 0]},
         "ms": {"median": 2.0, "slowest_5_percent": 2.0},
     }
     lines = table(scores)
-    assert len({len(line) for line in lines}) == 1 and len(lines) == 9
+    assert len({len(line) for line in lines}) == 1 and len(lines) == 10
     assert [cell.strip() for cell in lines[4].split("|")[2:-1]] == ["6", "16.7 %", "83.3 %", "83.3 %"]
     assert score(pictures[:1], None).keys() == {"single_right", "ms"}
     wrong = [

@@ -27,6 +27,7 @@ GRAINS = (0.0008, 0.002, 0.005)  # of the longer side: what is averaged, until t
 GRAINY = 0.2  # of the paper's brightness
 RULE = 0.55  # of the picture's width: lines at least that long are rules
 GAP = 1.5  # pixels of a picture that had to be enlarged
+MOST_PARTS = 500  # a page of the numbers to 100 has 200
 DESK = 0.4  # of the paper's brightness: what is darker, and wide, is no paper
 STEP = 0.05  # of the paper's brightness, in one of ROUGH pixels: no light falls off like that
 ON_EDGE = 0.5  # of a part's pixels: then it is but the edge's
@@ -354,12 +355,14 @@ def find_parts(page: Page) -> list[Part]:
     low = np.maximum(page.floor, SHARE * peaks)
     solid = (ink > low[labels]) & visible[labels]
     numbers = _connected(solid, gap)
-    areas = np.bincount(numbers.ravel())
+    areas = np.bincount(numbers.ravel())[1:]
+    places = find_objects(numbers)
     parts = []
-    for number, place in enumerate(find_objects(numbers), start=1):
+    for index in sorted(np.argsort(-areas, kind="stable")[:MOST_PARTS].tolist()):
+        place, number = places[index], index + 1
         top, left = place[0].start, place[1].start
         height, width = place[0].stop - top, place[1].stop - left
-        if areas[number] < 4 or _is_margin((left, top, width, height), ink.shape):
+        if areas[index] < 4 or _is_margin((left, top, width, height), ink.shape):
             continue
         own = numbers[place] == number
         peak = peaks[labels[place][own].max()]

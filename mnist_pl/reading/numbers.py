@@ -35,6 +35,7 @@ LARGE = 0.25  # of the shorter side: strokes of a digit that high may be wider t
 SPECK = 0.22  # of the digits' height: what is smaller than that is none
 LOOSE = 0.75  # of the digits' height: what is lower than that may be a piece of one
 NEAR = 0.25  # of the digits' height: how far a piece may be from the rest
+MOST_TRIED = 40  # parts to mend or to cut: where there are more, it is a page of something else
 CUTS = 12  # at most, that are tried in a part
 SLANTS = (-0.4, -0.2, 0.0, 0.2, 0.4)  # of them: to the left, for each pixel down
 THROUGH = 3.0  # strokes that a cut may go through
@@ -169,7 +170,9 @@ def _read(model: "DigitClassifier", gray: Gray, **look: bool) -> Answer:
     parts, tall = find_digits(page)
     seen = _mend(model, _look(model, parts), tall)
     alone = len(seen) == 1
-    lines = [[one for seen in line for one in _cut(model, seen, tall, alone)] for line in in_lines(seen, tall)]
+    lines = in_lines(seen, tall)
+    if sum(_is_wide(one, tall) for one in seen) <= MOST_TRIED:
+        lines = [[one for seen in line for one in _cut(model, seen, tall, alone)] for line in lines]
     return _answer(lines, page)
 
 
@@ -188,7 +191,7 @@ def _look(model: "DigitClassifier", parts: Sequence[Part]) -> list[Seen]:
 
 def _mend(model: "DigitClassifier", seen: list[Seen], tall: float) -> list[Seen]:
     """Joins what is no digit alone to a neighbour, where both together are one."""
-    for _ in range(len(seen)):
+    while sum(one[2].max() < NO_DIGIT for one in seen) <= MOST_TRIED:
         pairs = [
             (i, j)
             for i, one in enumerate(seen)
@@ -349,12 +352,15 @@ def slope(digits: list[Part], tall: float) -> float:
     return float(np.median(angles)) if angles else 0.0
 
 
+def _is_wide(seen: Seen, tall: float) -> bool:
+    part, _, probabilities = seen
+    return part.width >= (WIDE if probabilities.max() >= SURE else SEVERAL) * max(tall, part.height)
+
+
 def _cut(model: "DigitClassifier", whole: Seen, tall: float, alone: bool) -> list[Seen]:
     """As one digit or several that touch, as the network finds likelier: the best way through all cuts."""
     part, _, probabilities = whole
-    if part.width < (WIDE if probabilities.max() >= SURE else SEVERAL) * max(tall, part.height):
-        return [whole]
-    if alone and part.width < LONE * part.height:
+    if not _is_wide(whole, tall) or alone and part.width < LONE * part.height:
         return [whole]
     borders = [Border(0, 0.0, 0.0), *places_to_cut(part.ink, tall), Border(part.width, 0.0, 0.0)]
     pieces: dict[tuple[int, int], Part] = {}

@@ -1,0 +1,133 @@
+"""Whole pictures: light, rules and frames left out, digits joined, cut and put into lines."""
+
+import csv
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import Run
+from PIL import Image, ImageDraw
+
+from mnist_pl.data.digits import embedded_digits
+from mnist_pl.models import DigitClassifier
+from mnist_pl.reading.checkpoint import load_model
+from mnist_pl.reading.ink import find_ink
+from mnist_pl.reading.numbers import classify, find_digits, read
+
+Gray = np.ndarray
+
+
+@pytest.fixture(scope="module")
+def model(trained: Path) -> DigitClassifier:
+    return load_model(trained / "checkpoints" / "best.ckpt")[0]
+
+
+@pytest.fixture(scope="module")
+def known(model: DigitClassifier) -> dict[str, Gray]:
+    """Of each digit a test image that the network is sure of, without its margins: ink, light on 0."""
+    _, (images, labels) = embedded_digits()
+    sure = classify(model, images.numpy())
+    found = {}
+    for digit in range(10):
+        best = int(np.where(labels.numpy() == digit, sure[:, digit], 0).argmax())
+        image = images[best].numpy()
+        rows, columns = np.flatnonzero(image.max(1)), np.flatnonzero(image.max(0))
+        found[str(digit)] = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return found
+
+
+def page(known: dict[str, Gray], lines: list[str], rise: float = 0.0, gap: int = 14, paper: int = 230) -> Gray:
+    """Dark on light, the digits 60 pixels high, lines rising by so many pixels for each to the right."""
+    gray = np.full((140 * len(lines) + 160, 560), paper, np.float32)
+    for row, line in enumerate(lines):
+        x = 60
+        for digit in line:
+            ink = known[digit]
+            ink = cv2.resize(ink, (round(ink.shape[1] * 60 / ink.shape[0]), 60), interpolation=cv2.INTER_CUBIC)
+            y = 100 + 140 * row - round(rise * x)
+            gray[y : y + 60, x : x + ink.shape[1]] -= ink.clip(0, 255) * np.float32(0.7)
+            x += ink.shape[1] + gap
+    return gray.clip(0, 255).astype(np.uint8)
+
+
+def lit(gray: Gray) -> Gray:
+    """Under a lamp, with a shadow's hard edge across it, and a camera's noise."""
+    height, width = gray.shape
+    light = np.linspace(1, 0.6, width)[None, :] * np.where(np.arange(height)[:, None] > 0.55 * height, 0.75, 1)
+    return (gray * light + np.random.default_rng(0).normal(0, 2, gray.shape)).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("rise", [0.0, 0.12])
+def test_lines_are_read(model: DigitClassifier, known: dict[str, Gray], rise: float) -> None:
+    gray = page(known, ["2047", "9631"], rise)
+    for picture in (gray, lit(gray), 255 - gray):
+        answer = read(model, picture)
+        assert answer.text == "2047/9631"
+        assert [(digit.line, digit.place) for digit in answer.digits] == [(i, j) for i in range(2) for j in range(4)]
+    left, top, right, bottom = read(model, gray).digits[0].box
+    assert abs(left - 60) <= 3 and abs(top - 100 + rise * 60) <= 3 and abs(bottom - top - 60) <= 5 and right > left
+
+
+def test_rules_and_frames_are_no_ink(model: DigitClassifier, known: dict[str, Gray]) -> None:
+    gray = page(known, ["2047", "9631"])
+    squared, framed = gray.copy(), gray.copy()
+    squared[20::40], squared[:, 30::40] = np.minimum(squared[20::40], 150), np.minimum(squared[:, 30::40], 150)
+    framed[[8, 9, -9, -8], 8:-8], framed[8:-8, [8, 9, -9, -8]] = 40, 40
+    pasted = np.full((700, 800), 255, np.uint8)
+    pasted[100 : 100 + len(gray), 120 : 120 + gray.shape[1]] = gray - 60
+    for name, picture in {"squared": squared, "framed": framed, "pasted": pasted}.items():
+        assert read(model, picture).text == "2047/9631", name
+    left, top = read(model, pasted).digits[0].box[:2]
+    assert abs(left - 180) <= 3 and abs(top - 200) <= 3, "in the pixels of the picture that was given"
+
+
+def test_digits_that_touch_are_cut(model: DigitClassifier, known: dict[str, Gray]) -> None:
+    gray = page(known, ["2047"], gap=-6)
+    parts, _ = find_digits(find_ink(gray))
+    assert len(parts) < 4 and read(model, gray).text == "2047"
+
+
+def test_the_pieces_of_a_digit_are_joined() -> None:
+    picture = Image.new("L", (300, 300), 240)
+    draw = ImageDraw.Draw(picture)
+    draw.line([(110, 90), (105, 150)], 20, 12)
+    draw.arc((90, 140, 190, 240), 250, 120, 20, 12)
+    draw.line([(125, 80), (190, 80)], 20, 12)  # a 5's bar
+    parts, _ = find_digits(find_ink(np.asarray(picture)))
+    assert len(parts) == 1 and parts[0].height > 150
+
+
+def test_what_is_no_number_is_bounded() -> None:
+    """A picture of ten thousand specks, and one of noise, take no longer than a page of digits."""
+    random = np.random.default_rng(0)
+    specks = np.kron(random.random((100, 100)) < 0.3, np.ones((12, 12)))
+    for gray in (255 * (1 - specks), random.integers(0, 256, (1200, 1200))):
+        parts, _ = find_digits(find_ink(gray.astype(np.uint8)))
+        assert len(parts) <= 500
+
+
+def test_predict_leaves_tables_and_pictures(
+    run: Run, trained: Path, model: DigitClassifier, known: dict[str, Gray], tmp_path: Path
+) -> None:
+    for name, gray in {"b": page(known, ["2047", "9631"]), "a": page(known, ["7"]), "c": np.full((90, 90), 200)}.items():
+        (tmp_path / name).mkdir()
+        Image.fromarray(gray.astype(np.uint8)).save(tmp_path / name / "page.png")
+    words = [f"ckpt_path={trained}", "b", "a", "c"]
+    ended = run("predict.py", *words, "hydra.run.dir=out")
+    assert ended.code == 0 and "2047/9631" in ended.out, ended.err
+    answers, boxes = (list(csv.DictReader(open(tmp_path / "out" / f"{name}.csv"))) for name in ("predictions", "boxes"))
+    assert [(row["file"], row["answer"]) for row in answers] == [
+        ("b/page.png", "2047/9631"),
+        ("a/page.png", "7"),
+        ("c/page.png", ""),
+    ], "in the order of the pictures"
+    assert answers[2]["note"] == "blank"
+    assert "".join(row["digit"] for row in boxes) == "204796317"
+    assert list(boxes[0]) == ["file", "line", "place", "digit", "confidence", "left", "top", "right", "bottom"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["read_page.png", "seen.png"]
+    ended = run("predict.py", *words, "output=json", "hydra.run.dir=out2")
+    objects = [json.loads(line) for line in ended.out.splitlines()]
+    assert [one["answer"] for one in objects] == ["2047/9631", "7", ""] and len(objects[0]["digits"]) == 8
+    assert "output=xml: must be table or json" in run("predict.py", *words, "output=xml").err
