@@ -33,6 +33,7 @@ NO_DIGIT, NO_DIGIT_ALONE = 0.5, 0.2
 MOSTLY = 0.6  # of what is on a picture, by height, has to be digits, for it to be a number
 LARGE = 0.25  # of the shorter side: strokes of a digit that high may be wider than a shadow
 SPECK = 0.22  # of the digits' height: what is smaller than that is none
+LONG = 2.0  # times that, and as low as a speck: an underline
 LOOSE = 0.75  # of the digits' height: what is lower than that may be a piece of one
 NEAR = 0.25  # of the digits' height: how far a piece may be from the rest
 MOST_TRIED = 40  # parts to mend or to cut: where there are more, it is a page of something else
@@ -153,16 +154,18 @@ def read(model: "DigitClassifier", gray: Gray) -> Answer:  # (H, W)
         seen.append(_read(model, gray, smooth=True))
     if not any(answer.text for answer in seen):
         seen.append(_read(model, gray, other=True))
-    sure = [answer for answer in seen if answer.text and answer.confidence >= SURE]
-    if sure:  # the piece of a wide stroke may be a 1
-        return max(sure, key=_height)
     found = [answer for answer in seen if answer.text] or [answer for answer in seen if answer.note != "blank"]
-    return max(found, key=lambda answer: answer.confidence) if found else seen[0]
+    if not found:
+        return seen[0]
+    best = max(found, key=lambda answer: (answer.confidence >= SURE, answer is seen[0], answer.confidence))
+    if best is seen[0] and len(found) > 1 and found[1].confidence >= SURE and len(found[1].text) == len(best.text):
+        return max(found[:2], key=_height)  # the piece of a wide stroke may be a 1
+    return best
 
 
 def _height(answer: Answer) -> float:
-    """The largest digit's, in pixels."""
-    return max((digit.box[3] - digit.box[1] for digit in answer.digits), default=0)
+    """Of its digits together, in pixels."""
+    return sum(digit.box[3] - digit.box[1] for digit in answer.digits)
 
 
 def _read(model: "DigitClassifier", gray: Gray, **look: bool) -> Answer:
@@ -180,7 +183,8 @@ def find_digits(page: Page) -> tuple[list[Part], float]:
     """By the ink's geometry alone: what may be a digit, or several that touch; and the digits' height in pixels."""
     parts = find_parts(page)
     tall = typical_height(parts)
-    digits = join(parts, tall)
+    underlines = (LONG * tall, SPECK * tall)
+    digits = join([part for part in parts if part.width < underlines[0] or part.height > underlines[1]], tall)
     return [digit for digit in digits if max(digit.height, digit.width) >= SPECK * tall], tall
 
 
