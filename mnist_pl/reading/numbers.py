@@ -41,6 +41,7 @@ CUTS = 12  # at most, that are tried in a part
 SLANTS = (-0.4, -0.2, 0.0, 0.2, 0.4)  # of them: to the left, for each pixel down
 THROUGH = 3.0  # strokes that a cut may go through
 NARROW, WIDE = 0.12, 1.35  # a digit's width over the digits' height, at least and at most
+FAR_TOO_WIDE = 2.0  # over that, it is several, whatever the network says
 SEVERAL, LONE = 0.9, 1.25  # what is narrower than that for its height is not cut; nor what is alone, as an M
 PRICE = 0.3  # of a cut, for each stroke that it goes through, in log probability
 ONE = 0.7  # more, for what it makes a 1 of: any stroke is one
@@ -149,23 +150,30 @@ def read(model: "DigitClassifier", gray: Gray) -> Answer:  # (H, W)
     """What is in MNIST's form already is shown to the network as it is."""
     if gray.shape == (SIDE, SIDE) and is_prepared(gray[None])[0]:
         return _answer([[(WHOLE, gray, classify(model, gray[None])[0])]])
-    seen = [_read(model, gray)]
-    if seen[0].confidence < SURE or seen[0].note or _height(seen[0]) > LARGE * min(gray.shape):
-        seen.append(_read(model, gray, smooth=True))
-    if not any(answer.text for answer in seen):
-        seen.append(_read(model, gray, other=True))
-    found = [answer for answer in seen if answer.text] or [answer for answer in seen if answer.note != "blank"]
-    if not found:
-        return seen[0]
-    best = max(found, key=lambda answer: (answer.confidence >= SURE, answer is seen[0], answer.confidence))
-    if best is seen[0] and len(found) > 1 and found[1].confidence >= SURE and len(found[1].text) == len(best.text):
-        return max(found[:2], key=_height)  # the piece of a wide stroke may be a 1
-    return best
+    first = _read(model, gray)
+    if first.note == "" and max(digit.box[3] - digit.box[1] for digit in first.digits) < LARGE * min(gray.shape):
+        return first
+    second = _read(model, gray, smooth=True)
+    if first.note == "blank":
+        return second if second.text else _read(model, gray, other=True)
+    # Strokes as wide as a shadow: the first look may have seen but pieces of what the second sees.
+    return second if second.confidence >= SURE and second.text and _covers(second, first) else first
 
 
-def _height(answer: Answer) -> float:
-    """Of its digits together, in pixels."""
-    return sum(digit.box[3] - digit.box[1] for digit in answer.digits)
+def _covers(whole: Answer, pieces: Answer) -> bool:
+    """Whether what one has found lies within digits of the other; or within all of them, where it has found none."""
+    boxes = [digit.box for digit in whole.digits]
+    slack = 0.1 * max(bottom - top for _, top, _, bottom in boxes)
+    if not pieces.text:
+        lefts, tops, rights, bottoms = zip(*boxes, strict=True)
+        boxes = [(min(lefts), min(tops), max(rights), max(bottoms))]
+    return all(
+        any(
+            left >= box[0] - slack and top >= box[1] - slack and right <= box[2] + slack and bottom <= box[3] + slack
+            for box in boxes
+        )
+        for left, top, right, bottom in (digit.box for digit in (*pieces.digits, *pieces.refused))
+    )
 
 
 def _read(model: "DigitClassifier", gray: Gray, **look: bool) -> Answer:
@@ -388,7 +396,7 @@ def _cut(model: "DigitClassifier", whole: Seen, tall: float, alone: bool) -> lis
     strokes = sum(seen[2].argmax() == 1 for seen in several)
     if len(several) < 2 or strokes > (len(several) + 1) / 2:  # a zigzag
         return [whole]
-    too_wide = part.width > WIDE * max(tall, part.height)
+    too_wide = part.width > FAR_TOO_WIDE * max(tall, part.height)
     return several if too_wide or score / len(several) > np.log(probabilities.max()) else [whole]
 
 
