@@ -113,7 +113,8 @@ def test_what_is_no_number_is_bounded() -> None:
 def test_predict_leaves_tables_and_pictures(
     run: Run, trained: Path, model: DigitClassifier, known: dict[str, Gray], tmp_path: Path
 ) -> None:
-    for name, gray in {"b": page(known, ["2047", "9638"]), "a": page(known, ["7"]), "c": np.full((90, 90), 200)}.items():
+    blank = np.full((90, 90), 200)
+    for name, gray in {"b": page(known, ["2047", "9638"]), "a": page(known, ["7"]), "c": blank}.items():
         (tmp_path / name).mkdir()
         Image.fromarray(gray.astype(np.uint8)).save(tmp_path / name / "page.png")
     words = [f"ckpt_path={trained}", "b", "a", "c"]
