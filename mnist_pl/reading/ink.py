@@ -34,6 +34,7 @@ ON_EDGE = 0.5  # of a part's pixels: then it is but the edge's
 SLIVER, AT_BORDER = 0.06, 0.15  # of the picture's side
 WHOLE, BESIDE = 0.8, 0.35  # of a rule is inked, at least; and of what is above or below it, at most
 DARKER = 1.6  # than the faintest: then a line is none of them
+THIN = 0.04  # of the height: a rule is no bar of a digit that fills the picture
 ACROSS = 0.85  # ... or that long, where there is but one
 STEEPEST = 0.27  # of which none falls more than that, 15 degrees
 FAINTEST = 0.045  # of the paper's brightness: less contrast than that is no ink
@@ -246,7 +247,7 @@ def _erase_rules(ink: Ink, floor: float) -> None:
     runs = _runs(inked)
     share = small.shape[1] / width
     found = [_rule(line, share, ink, runs) for line in lines.reshape(-1, 4).tolist() if _falls(line) < STEEPEST]
-    rules = [rule for rule in found if rule is not None]
+    rules = [rule for rule in found if rule is not None and rule.thick <= THIN * height]
     if not rules:
         return
     middles = [rule.start + rule.fall * width / 2 for rule in rules]
@@ -259,14 +260,12 @@ def _erase_rules(ink: Ink, floor: float) -> None:
         if rule.darkness <= DARKER * faintest:  # what is darker is a 1 on squared paper
             cv2.line(band, (0, round(rule.start)), (width - 1, round(rule.start + rule.fall * (width - 1))), 1, 1)
     thick = float(np.median([rule.thick for rule in rules]))
-    if thick > 0.04 * height:  # a bar of a digit that fills the picture
-        return
     band = cv2.dilate(band, np.ones((2 * int(thick) + 3, 1), np.uint8))
     erased = (band > 0) & (runs <= 1.6 * thick + 1)
     left = ((ink > floor) & ~erased).astype(np.uint8)
     if alone and ink[left > 0].sum() <= 0.3 * ink[erased].sum():
         return
-    bridges = cv2.morphologyEx(left, cv2.MORPH_CLOSE, np.ones((2 * int(thick) + 5, 3), np.uint8))
+    bridges = cv2.morphologyEx(left, cv2.MORPH_CLOSE, np.ones((int(thick) + 3, 3), np.uint8))
     ink[erased & (bridges == 0)] = 0  # but where a stroke goes on, on both sides
 
 
@@ -322,6 +321,7 @@ class Part:
     left: int
     top: int
     ink: Ink
+    darkness: float = 1.0  # the share of the light that its darkest takes
 
     @property
     def height(self) -> int:
@@ -371,7 +371,7 @@ def find_parts(page: Page) -> list[Part]:
         peak = peaks[labels[place][own].max()]
         base = 0.5 * page.floor
         values = (ink[place] - base) / (peak - base)
-        parts.append(Part(left, top, np.where(own, values, 0).clip(0, 1).astype(np.float32)))
+        parts.append(Part(left, top, np.where(own, values, 0).clip(0, 1).astype(np.float32), float(peak)))
     return parts
 
 

@@ -31,6 +31,7 @@ SURE = 0.8  # confidence below which an answer is "unsure"
 # ... and below which a part is no digit; one that is alone on a picture is likelier meant to be one.
 NO_DIGIT, NO_DIGIT_ALONE = 0.5, 0.2
 MOSTLY = 0.6  # of what is on a picture, by height, has to be digits, for it to be a number
+DIM = 0.4  # of the darkest digit's darkness: what is fainter is the page's back, or what is left of a rule
 LARGE = 0.25  # of the shorter side: strokes of a digit that high may be wider than a shadow
 SPECK = 0.22  # of the digits' height: what is smaller than that is none
 LONG = 2.0  # times that, and as low as a speck: an underline
@@ -42,6 +43,7 @@ SLANTS = (-0.4, -0.2, 0.0, 0.2, 0.4)  # of them: to the left, for each pixel dow
 THROUGH = 3.0  # strokes that a cut may go through
 NARROW, WIDE = 0.12, 1.35  # a digit's width over the digits' height, at least and at most
 FAR_TOO_WIDE = 2.0  # over that, it is several, whatever the network says
+SLIVER = 0.12  # of its ink: less than that, apart from the rest of it, is cut off
 SEVERAL, LONE = 0.9, 1.25  # what is narrower than that for its height is not cut; nor what is alone, as an M
 PRICE = 0.3  # of a cut, for each stroke that it goes through, in log probability
 ONE = 0.7  # more, for what it makes a 1 of: any stroke is one
@@ -234,11 +236,13 @@ def _answer(lines: list[list[Seen]], page: Page | None = None) -> Answer:
     """Without what is no digit."""
     if not any(lines):
         return Answer("", 1.0, "blank")
+    sure = [part.darkness for line in lines for part, _, said in line if said.max() >= SURE]
+    lines = [[seen for seen in line if seen[0].darkness >= DIM * max(sure, default=0)] for line in lines]
     least = NO_DIGIT if sum(map(len, lines)) > 1 else NO_DIGIT_ALONE
     kept = [line for line in ([seen for seen in line if seen[2].max() >= least] for line in lines) if line]
     dropped = [[seen for seen in line if seen[2].max() < least] for line in lines]
     digits, refused = _digits(kept, page), _digits(dropped, page)
-    taken, left = (sum(float(part.height) for line in which for part, _, _ in line) for which in (kept, dropped))
+    taken, left = (sum(part.height for line in which for part, _, _ in line) for which in (kept, dropped))
     share = taken / (taken + left)
     if share < MOSTLY:
         return Answer("", 1 - share, "not a digit", (), (*digits, *refused))
@@ -322,7 +326,7 @@ def union(*parts: Part) -> Part:
     for part in parts:
         place = ink[part.top - top : part.bottom - top, part.left - left : part.right - left]
         np.maximum(place, part.ink, out=place)
-    return Part(left, top, ink)
+    return Part(left, top, ink, max(part.darkness for part in parts))
 
 
 def in_lines(seen: list[Seen], tall: float) -> list[list[Seen]]:
@@ -437,8 +441,12 @@ def _between(part: Part, start: Border, end: Border) -> Part | None:
     y = np.arange(part.height)[:, None] - part.height / 2
     x = np.arange(part.width)[None, :]
     ink = np.where((x >= start.x - start.slant * y) & (x < end.x - end.slant * y), part.ink, 0)
-    rows, columns = np.flatnonzero(ink.max(axis=1) > 0.25), np.flatnonzero(ink.max(axis=0) > 0.25)
-    if len(rows) == 0:
+    labels = cv2.connectedComponents((ink > 0.25).astype(np.uint8))[1]
+    sizes = np.bincount(labels.ravel())[1:]
+    if len(sizes) == 0:
         return None
+    slivers = np.flatnonzero(sizes < SLIVER * sizes.sum()) + 1  # of the neighbours
+    ink = np.where(np.isin(labels, slivers), 0, ink)
+    rows, columns = np.flatnonzero(ink.max(axis=1) > 0.25), np.flatnonzero(ink.max(axis=0) > 0.25)
     top, left = int(rows[0]), int(columns[0])
-    return Part(part.left + left, part.top + top, ink[top : rows[-1] + 1, left : columns[-1] + 1])
+    return Part(part.left + left, part.top + top, ink[top : rows[-1] + 1, left : columns[-1] + 1], part.darkness)
