@@ -31,7 +31,7 @@ SURE = 0.8  # confidence below which an answer is "unsure"
 # ... and below which a part is no digit; one that is alone on a picture is likelier meant to be one.
 NO_DIGIT, NO_DIGIT_ALONE = 0.5, 0.2
 MOSTLY = 0.6  # of what is on a picture, by height, has to be digits, for it to be a number
-DIM = 0.4  # of the darkest digit's darkness: what is fainter is the page's back, or what is left of a rule
+DIM = 0.3  # of the darkest digit's darkness: what is fainter is the page's back, or what is left of a rule
 LARGE = 0.25  # of the shorter side: strokes of a digit that high may be wider than a shadow
 SPECK = 0.22  # of the digits' height: what is smaller than that is none
 LONG = 2.0  # times that, and as low as a speck: an underline

@@ -36,7 +36,7 @@ BYTES = 100_000_000
 PIXELS = 50_000_000  # decoded, up to four bytes each
 SIDES = 65_535  # as in a JPEG
 SCANS = 100  # of a progressive JPEG: ten are usual; each goes over all the pixels, and may take only a few bytes
-LARGE = 2**20  # pixels; more than these are averaged in blocks before they are looked at
+LARGE = 3 * 2**20  # pixels; more than these are averaged in blocks before they are looked at
 
 PNG, JPEG, JPEG_SCAN = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xda"
 CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND")  # of a PNG, that are looked at
