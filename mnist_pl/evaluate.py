@@ -70,9 +70,9 @@ def main(cfg: DictConfig) -> None:
     with one_line_errors():
         path = find(cfg.ckpt_path, "best.ckpt")
         found = [] if cfg.pictures is None else find_labelled(as_typed(cfg.pictures), cfg.pictures)
-        from mnist_pl.reading.checkpoint import load_model
+        from mnist_pl.reading.checkpoint import load_model, own_class
 
-        model, _ = load_model(path)
+        model, _ = load_model(path, own_class(cfg.model._target_))
         folder = Path(HydraConfig.get().runtime.output_dir)
         digits = test_digits(cfg.data_dir, cfg.pictures is None)
         if cfg.pictures is None:

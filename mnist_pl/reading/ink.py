@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
 from mnist_pl.data.digits import BOX, centre_by_mass
+from mnist_pl.reading.pictures import Gray
 
-Gray = NDArray[np.uint8]
 Ink = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 

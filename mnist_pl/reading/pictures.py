@@ -1,9 +1,4 @@
-"""A person's picture -> the 28x28 that the networks were trained on.
-
-MNIST's own preparation (LeCun, Bottou, Bengio and Haffner 1998, and the data set's page): the ink fitted into 20x20
-keeping its aspect, anti-aliased, then placed in 28x28 so that its centre of mass is at the centre. Before that come
-what a scanner of forms did not need: polarity, paper that is not white, and pens much thinner or thicker than theirs.
-"""
+"""A stranger's picture file -> its brightness, turned as the camera was held: read without trust, and within bounds."""
 
 import io
 import os
@@ -23,8 +18,6 @@ from mnist_pl.data.digits import BOX, CENTRE, SIDE
 from mnist_pl.storage import printable
 
 DRAFT = 1000  # pixels a side that a JPEG decoder leaves at least
-
-
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif"),
     # Pictures that are not read: each is refused by name rather than passed over.
@@ -42,7 +35,6 @@ PNG, JPEG, JPEG_SCAN = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xda"
 CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND")  # of a PNG, that are looked at
 
 Gray = NDArray[np.uint8]
-Ink = NDArray[np.float32]
 
 
 def find_pictures(path: str | os.PathLike[str]) -> list[Path]:

@@ -70,6 +70,7 @@ class Evaluate:
     pictures: str | None = None
     simulated: str = MISSING
     data_dir: str | None = None
+    model: Named = field(default_factory=Named)
 
 
 @dataclass
