@@ -28,7 +28,7 @@ from omegaconf import DictConfig
 from mnist_pl.runs import config  # noqa: F401  # registers the schema
 from mnist_pl.runs.errors import one_line_errors, set_up_process
 from mnist_pl.runs.folders import find
-from mnist_pl.storage import as_typed, one_line, printable, short_path, write
+from mnist_pl.storage import as_typed, markdown, one_line, printable, short_path, write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -274,18 +274,7 @@ def table(scores: dict[str, Any]) -> list[str]:
         times = scores["ms"]
         ours = f"{times['median']:.0f}; {times['slowest_5_percent']:.0f}"
         rows.append(["ms a picture: median; the slowest 5 % take longer than", "", ours, "", ""])
-    return aligned(rows)
-
-
-def aligned(rows: list[list[str]]) -> list[str]:
-    """A Markdown table that can be read as it is."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        lines.append(f"| {' | '.join(cells)} |")
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return [lines[0], f"| {' | '.join(rule)} |", *lines[1:]]
+    return markdown(rows)
 
 
 def by_difficulty(pictures: Sequence[Picture]) -> list[str]:
@@ -301,7 +290,7 @@ def by_difficulty(pictures: Sequence[Picture]) -> list[str]:
             rows.append((sum(rights) / sum(counts), [word, *cells]))
     if not rows:
         return []
-    return ["", *aligned([["right, with", *KINDS], *(row for _, row in sorted(rows))])]
+    return ["", *markdown([["right, with", *KINDS], *(row for _, row in sorted(rows))])]
 
 
 def write_answers(pictures: Iterable[Picture], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Files and paths: durable writes, locked folders, short paths, words of a command line, text that is safe to print.
+"""Files and paths: durable writes, locked folders, short paths, words of a command line, safe text, tables.
 
 Knows nothing of the project.
 """
@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -185,3 +186,11 @@ def printable(text: object) -> str:
 
 def one_line(text: object) -> str:
     return printable(" ".join(str(text).split()))
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table whose first row is its head, which can be read as they are, too."""
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells]
+    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from mnist_pl.runs.folders import LABELLED
 from mnist_pl.runs.search import SCORE, as_a_run, interrupted
 from mnist_pl.runs.space import words_of
-from mnist_pl.storage import in_shell, one_line, short_path, write
+from mnist_pl.storage import in_shell, markdown, one_line, short_path, write
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -75,13 +75,6 @@ def rows(trials: "list[FrozenTrial]", exact: bool) -> list[list[str]]:
 
 def _short(value: Any, exact: bool) -> str:
     return f"{value:.3g}" if isinstance(value, float) and not exact else str(value)
-
-
-def markdown(table: list[list[str]]) -> list[str]:
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in table]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells]
-    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
 
 
 def report(study: "Study", words: list[str], folder: Path, command: str) -> str:

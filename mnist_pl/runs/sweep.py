@@ -26,7 +26,7 @@ from mnist_pl.runs import plan, side_by_side
 from mnist_pl.runs.errors import explain, is_users
 from mnist_pl.runs.folders import existing_checkpoint
 from mnist_pl.signals import advise, end_on_signals
-from mnist_pl.storage import as_word, is_locked, short_path, write
+from mnist_pl.storage import as_word, is_locked, markdown, short_path, write
 from mnist_pl.world import is_first
 
 NO_CHOICE = ("seed=", "sweep=", "ckpt_path=", "hydra.")
@@ -274,11 +274,7 @@ def table(rows: Sequence[Row], keys: Sequence[str]) -> list[str]:
     columns["test/acc %"] = [_spread(row.values("test/acc"), 100, 2) for row in rows]
     columns["seconds"] = [_spread(row.values("train_seconds"), 1, 1) for row in rows]
     columns["state"] = [row.state() for row in rows]
-    widths = [max(map(len, (name, *cells))) for name, cells in columns.items()]
-    lines = [list(columns), *map(list, zip(*columns.values(), strict=True))]
-    text = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
-    text.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return text
+    return markdown([list(columns), *map(list, zip(*columns.values(), strict=True))])
 
 
 def _spread(values: Sequence[float], scale: float, digits: int) -> str:
