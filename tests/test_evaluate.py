@@ -105,7 +105,7 @@ def test_a_folder_is_scored(run: Run, trained: Path, labelled: Path, tmp_path: P
     assert scores["none_refused"]["counts"][0] == 1
     assert "clean_right" not in scores and "python -m mnist_pl.data fetches it" in ended.out
     assert (tmp_path / "out" / "scores.md").read_text() in ended.out
-    assert "| single digits: right " in ended.out and " 83.3 % " in ended.out and " 40.0 % |" in ended.out
+    assert "| single digits: right " in ended.out and " 83.3 % " in ended.out and " 40.0 % " in ended.out
     with open(tmp_path / "out" / "answers.csv") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 9 and sum(int(row["right"]) for row in rows) == 7
