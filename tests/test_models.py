@@ -1,6 +1,7 @@
 """The networks compute what their sources do, and their metrics are plain counts."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from mnist_pl.data import Batches, MNISTDataModule, to_float
 from mnist_pl.models import CLASSES, CNN, MLP
 from mnist_pl.models.metrics import Scores
+from mnist_pl.models.muon import Muon, orthogonal
 
 SGD = {"_target_": "torch.optim.SGD", "lr": 0.1}
 
@@ -148,3 +150,44 @@ def test_words_in_a_schedule_stand_for_numbers() -> None:
     model.lr = 0.5
     scheduler = model.make_scheduler(model.make_optimizer(), 70)
     assert scheduler.total_steps == 70 and scheduler.optimizer.param_groups[0]["max_lr"] == 0.5
+
+
+@pytest.mark.parametrize("shape", [(8, 25), (64, 144), (64, 16)])
+def test_muon_steps_equally_far_in_every_direction(shape: tuple[int, int]) -> None:
+    """Whose gradient differs by a factor of a hundred from one direction to another."""
+    left, _, right = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    gradient = left * torch.logspace(0, -2, min(shape)) @ right
+    values = torch.linalg.svdvals(orthogonal(gradient, iterations=8))
+    assert values.min() > 0.6 and values.max() < 1.3
+
+
+def test_muon_continues_from_its_state_to_the_same_bits() -> None:
+    def make() -> tuple[CNN, Muon]:
+        torch.manual_seed(1)
+        model = CNN(channels=[4, 8], hidden=[20], batch_norm=True)
+        return model, Muon(model.parameters(), lr=0.1)
+
+    def steps(model: CNN, optimizer: Muon, count: int) -> None:
+        for _ in range(count):
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+
+    images, labels = torch.rand(20, 1, 28, 28), torch.arange(20) % CLASSES
+    whole, optimizer = make()
+    steps(whole, optimizer, 6)
+    first, before = make()
+    steps(first, before, 3)
+    second, after = make()
+    second.load_state_dict(first.state_dict())
+    after.load_state_dict(before.state_dict())
+    steps(second, after, 3)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "setting", [{"momentum": 1.0}, {"betas": (0.9, 1.0)}, {"iterations": 0}, {"adam_share": -1.0}, {"eps": -1e-8}]
+)
+def test_a_setting_of_muon_out_of_range_is_named(setting: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"optimizer.{next(iter(setting))}"):
+        Muon(CNN().parameters(), **setting)

@@ -12,9 +12,9 @@ A, B, C = 3.4445, -4.7750, 2.0315
 
 
 class Muon(Optimizer):
-    """Muon (Jordan and others 2024, kellerjordan.github.io/posts/muon): momentum, of which each step goes as far in every
-    direction. Weights of more than one dimension take such steps, filters as rows; biases, batch norms and the last
-    layer's weights take Adam's, as its authors advise. torch.optim.Muon takes matrices alone, no filters.
+    """Muon (Jordan and others 2024, kellerjordan.github.io/posts/muon): momentum, with steps that go equally far in
+    every direction of a matrix. Weights of more than one dimension take them, a filter as a row; biases, batch norms
+    and the last layer's weights take Adam's, as its authors advise. (torch.optim.Muon takes no filters.)
 
     Args:
         lr: how far the weights of a matrix are moved in every direction, in a step.
