@@ -31,8 +31,8 @@ class Muon(Optimizer):
     def __init__(
         self,
         params: Iterable[Tensor],
-        lr: float = 0.1,
-        momentum: float = 0.6,
+        lr: float = 0.2,
+        momentum: float = 0.8,
         weight_decay: float = 0.0,
         iterations: int = 3,
         adam_share: float = 0.1,
@@ -51,10 +51,10 @@ class Muon(Optimizer):
         params = list(params)
         matrices = [p for p in params if p.dim() > 1][:-1]
         others = [p for p in params if not any(p is matrix for matrix in matrices)]
-        settings = {"momentum": momentum, "weight_decay": weight_decay, "iterations": iterations}
+        settings = {"weight_decay": weight_decay, "iterations": iterations}
         groups: list[dict[str, Any]] = [{"params": others, "betas": betas, "eps": eps, "adam_share": adam_share}]
         groups += [{"params": matrices, **settings}] if matrices else []
-        super().__init__(groups, {"lr": lr})
+        super().__init__(groups, {"lr": lr, "momentum": momentum})  # which schedules look for here
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
