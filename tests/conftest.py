@@ -38,7 +38,8 @@ PROCESSES = multiprocessing.get_context("forkserver")
 OURS = ["callbacks", "loggers", *(f"runs.{name}" for name in ("build", "config", "resume", "summary", "sweep"))]
 OURS += ["reading.checkpoint", "reading.numbers", "engine.strategy", "engine.joint"]
 LATER = ["sklearn.datasets", "matplotlib.figure", "matplotlib.backends.backend_agg", "torch.utils.tensorboard"]
-LATER += ["optuna", "sklearn.ensemble", "pytest"]  # a search's, and this file's
+LATER += ["optuna", "sklearn.ensemble"]  # a search's; and those of this file and of others beside it:
+LATER += ["pytest", "hypothesis", "tensorboard.backend.event_processing.event_accumulator"]
 PROCESSES.set_forkserver_preload(["lightning", "torchvision", *(f"mnist_pl.{name}" for name in OURS), *LATER])
 NO_INTERNET = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9") | {"no_proxy": "127.0.0.1,localhost"}
 
@@ -48,14 +49,9 @@ def every_machine_is_alike() -> Iterator[None]:
     """MNIST is only where a test asks for it, and the internet out of reach."""
     os.environ.pop("MNIST_ROOT", None)
     os.environ.update(NO_INTERNET)
-    pass_over_imports()
+    gc.freeze()  # else all that was imported is looked through again and again, for half of a short test's time
     yield
     gc.unfreeze()
-
-
-def pass_over_imports() -> None:
-    """Else the garbage collector looks through all of them again and again, for a third of a short test's time."""
-    gc.freeze()
 
 
 class Ended(NamedTuple):
@@ -75,7 +71,7 @@ def _child(words: list[str], folder: Path, variables: dict[str, str]) -> None:
 
 def run_script(words: list[str], folder: Path, variables: dict[str, str]) -> None:
     """As a program, in this process, which is a child's."""
-    pass_over_imports()
+    gc.freeze()  # as above: a fifth of a short run's time
     os.chdir(folder)
     os.environ.pop("MNIST_ROOT", None)
     os.environ.update(NO_INTERNET | variables)

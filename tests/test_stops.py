@@ -73,7 +73,7 @@ def test_random_stops_equal_the_unbroken_run(
     train_here: Train, tmp_path: Path, record_property: Callable[[str, Any], None]
 ) -> None:
     stopped = 0
-    first, wanted = int(os.environ.get("FIRST_STOP", "2")), int(os.environ.get("STOPS", "4"))  # of each kind
+    first, wanted = int(os.environ.get("FIRST_STOP", "2")), int(os.environ.get("STOPS", "4"))  # each kind is among them
     for number in range(first, first + wanted):
         words, stop, go, code = trial(Random(number))
         for folder in tmp_path.iterdir():
