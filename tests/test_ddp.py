@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import MNIST_ROOT, ROOT, ComposeRun, Ended, Run, needs_mnist, one_line, start
+from conftest import MNIST_ROOT, ROOT, ComposeRun, Ended, Run, Whole, needs_mnist, one_line, start
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from test_resume import same_runs
@@ -69,7 +69,7 @@ def test_two_processes_share_the_work_and_count_every_test_image_once(run: Run, 
     assert last["images_seen"] == 2 * 1297 and facts["processes"] == 2
 
 
-@pytest.mark.parametrize("strategy", [pytest.param(name, marks=LONG) for name in ("ddp_fork", "ddp", "ddp_spawn")])
+@pytest.mark.parametrize("strategy", ["ddp_fork", *(pytest.param(name, marks=LONG) for name in ("ddp", "ddp_spawn"))])
 def test_three_processes_and_numbers_that_do_not_divide(run: Run, tmp_path: Path, strategy: str) -> None:
     words = [*QUICK, *THREE, f"trainer.strategy={strategy}", "trainer.max_epochs=2", "trainer.val_check_interval=0.5"]
     ended = run("train.py", *words, "callbacks.last.every_n_minutes=0.001", "hydra.run.dir=run")
@@ -126,13 +126,13 @@ def test_whatever_ends_a_training_ends_it_everywhere(
     ],
 )
 def test_a_signal_to_one_stops_all_and_the_run_is_resumed(
-    run: Run, tmp_path: Path, strategy: str, devices: int, rank: int, number: str
+    run: Run, whole: Whole, tmp_path: Path, strategy: str, devices: int, rank: int, number: str
 ) -> None:
     """The sum of three gradients depends on their order, which PyTorch changes after a process's first step."""
     words = [*QUICK, *THREE, f"trainer.devices={devices}", f"trainer.strategy={strategy}", "trainer.max_epochs=2"]
     words += ["model.dropout=0.2", "data.augment={shift: 1}", "trainer.log_every_n_steps=7", "data.val_size=200"]
     words += ["callbacks.last.every_n_train_steps=20"]
-    assert run("train.py", *words, "hydra.run.dir=whole").code == 0
+    unbroken = whole(*words)
     blow = strike(
         hook="on_train_batch_end", rank=rank, what=number, step=45
     )  # after an epoch whose last batches were of unlike sizes
@@ -144,9 +144,9 @@ def test_a_signal_to_one_stops_all_and_the_run_is_resumed(
     ended = run("train.py", "resume=run", "callbacks.strike=null", **OURS)
     assert ended.code == 0, ended.err
     if devices == 2:
-        same_runs(tmp_path / "whole", tmp_path / "run")
-    whole, resumed = (rows(tmp_path / name / "metrics.csv") for name in ("whole", "run"))
-    for one, other in zip(whole, resumed, strict=True):
+        same_runs(unbroken, tmp_path / "run")
+    tables = (rows(folder / "metrics.csv") for folder in (unbroken, tmp_path / "run"))
+    for one, other in zip(*tables, strict=True):
         assert one.keys() == other.keys()
         assert all(other[key] == pytest.approx(value, rel=1e-3) for key, value in one.items() if "second" not in key)
 
@@ -170,7 +170,7 @@ def test_a_signal_outside_training_ends_all(
 @LONG
 @pytest.mark.parametrize("strategy", ["ddp_fork", "ddp", "ddp_spawn"])
 @pytest.mark.parametrize(("rank", "what"), [(-1, "ValueError"), (1, "ValueError"), (1, "SIGKILL"), (0, "SIGKILL")])
-def test_one_that_fails_ends_all(run: Run, tmp_path: Path, strategy: str, rank: int, what: str) -> None:
+def test_one_that_fails_ends_all(run: Run, whole: Whole, tmp_path: Path, strategy: str, rank: int, what: str) -> None:
     blow = strike(hook="on_train_batch_end", rank=rank, what=what, step=3)
     began = time.monotonic()
     ended = run("train.py", *QUICK, *THREE, f"trainer.strategy={strategy}", blow, "hydra.run.dir=run", limit=60, **OURS)
@@ -184,10 +184,9 @@ def test_one_that_fails_ends_all(run: Run, tmp_path: Path, strategy: str, rank: 
         while not (told := (tmp_path / ".err").read_text()) and time.monotonic() - began < 60:
             time.sleep(0.1)
         assert told.count("\n") == 1 and "continue with resume=run " in told
-        for words in (["resume=run", "callbacks.strike=null"], [*QUICK, *THREE, FORK, "hydra.run.dir=whole"]):
-            assert run("train.py", *words, **OURS).code == 0
-        resumed, whole = (summary(tmp_path / name) for name in ("run", "whole"))
-        assert [resumed[score] for score in SCORES] == pytest.approx([whole[score] for score in SCORES], abs=1e-3)
+        assert run("train.py", "resume=run", "callbacks.strike=null", **OURS).code == 0
+        resumed, unbroken = summary(tmp_path / "run"), summary(whole(*QUICK, *THREE, FORK))
+        assert [resumed[score] for score in SCORES] == pytest.approx([unbroken[score] for score in SCORES], abs=1e-3)
 
 
 @LONG
@@ -268,8 +267,9 @@ def test_several_processes_learn_what_one_does_with_the_joint_batch(
     assert 0 < difference < 1e-6
 
 
+@LONG
 @needs_mnist
-@pytest.mark.parametrize("processes", [pytest.param(2, marks=LONG), 3])
+@pytest.mark.parametrize("processes", [2, 3])
 def test_ten_thousand_test_images_are_counted_exactly(run: Run, tmp_path: Path, processes: int) -> None:
     words = ["data=mnist", "model=mlp", "trainer=ddp", "trainer.accelerator=cpu", "trainer.strategy=ddp_fork"]
     words += [f"trainer.devices={processes}", "trainer.max_steps=100", "callbacks=minimal", "logger=none"]
@@ -407,8 +407,7 @@ def test_torchrun_as_typed_and_only_the_first_process_writes(tmp_path: Path) -> 
 
 
 @LONG
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_process_of_torchrun_ends_the_other_and_the_run_is_resumed(tmp_path: Path, rank: int) -> None:
+def test_a_killed_process_of_torchrun_ends_the_other_and_the_run_is_resumed(tmp_path: Path) -> None:
     words = [
         *QUICK,
         "trainer=ddp",
@@ -418,16 +417,18 @@ def test_a_killed_process_of_torchrun_ends_the_other_and_the_run_is_resumed(tmp_
     ]
     whole = torchrun(tmp_path, *words, "hydra.run.dir=whole")
     assert whole.communicate(timeout=120)[1] == "" and whole.returncode == 0
-    blow = strike(hook="on_train_batch_end", rank=rank, what="SIGKILL", step=30)
-    began = time.monotonic()
-    process = torchrun(tmp_path, *words, blow, "hydra.run.dir=run")
-    told = process.communicate(timeout=120)[1]
-    assert process.returncode != 0 and time.monotonic() - began < 60
-    lines = [line for line in told.splitlines() if line.startswith(("error: ", "stopped by"))]
-    assert len(lines) == 1 and "another process of this run has ended; continue with resume=run " in lines[0], told
-    resumed = torchrun(tmp_path, "resume=run", "callbacks.strike=null")
-    assert resumed.communicate(timeout=120)[1] == "" and resumed.returncode == 0
-    same_runs(tmp_path / "whole", tmp_path / "run")
+    for rank in (0, 1):
+        blow = strike(hook="on_train_batch_end", rank=rank, what="SIGKILL", step=30)
+        began = time.monotonic()
+        process = torchrun(tmp_path, *words, blow, f"hydra.run.dir=run{rank}")
+        told = process.communicate(timeout=120)[1]
+        assert process.returncode != 0 and time.monotonic() - began < 60
+        lines = [line for line in told.splitlines() if line.startswith(("error: ", "stopped by"))]
+        assert len(lines) == 1, told
+        assert f"another process of this run has ended; continue with resume=run{rank} " in lines[0], told
+        resumed = torchrun(tmp_path, f"resume=run{rank}", "callbacks.strike=null")
+        assert resumed.communicate(timeout=120)[1] == "" and resumed.returncode == 0
+        same_runs(tmp_path / "whole", tmp_path / f"run{rank}")
 
 
 def test_batch_norm_over_processes_is_refused_where_pytorch_lacks_it(compose_run: ComposeRun) -> None:

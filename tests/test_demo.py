@@ -361,7 +361,7 @@ def test_a_picture_that_takes_too_long_is_given_up(trained: Path, tmp_path: Path
 
     best = trained / "checkpoints" / "best.ckpt"
     (tmp_path / "three.png").write_bytes(drawing("3"))
-    noise = np.random.default_rng(0).integers(0, 256, (7000, 7000), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (5000, 5000), np.uint8)
     Image.fromarray(noise).save(tmp_path / "slow.png", compress_level=1)
     reader = Reader(60)
     reader.load([best])

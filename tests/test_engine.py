@@ -32,7 +32,7 @@ PLUG_INS = [path for path in sorted((ROOT / "mnist_pl/engine").glob("*.py")) if 
 WITHOUT = re.compile(r"Without it: delete `(.*?)` in (\S+)\.$", re.MULTILINE)
 LINES = [(path.stem, *found) for path in PLUG_INS for found in WITHOUT.findall(path.read_text())]
 WORDS = ["data=digits", "model.channels=[4,8]", "model.hidden=[20]", "model.dropout=0.5", "trainer.max_epochs=2"]
-WORDS += ["data.augment={shift: 2}", "trainer.log_every_n_steps=10", "data.batch_size=16", "callbacks=minimal"]
+WORDS += ["data.augment={shift: 2}", "trainer.log_every_n_steps=5", "data.batch_size=48", "callbacks=minimal"]
 WORDS += ["logger=csv", "trainer.accelerator=cpu"]
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -81,14 +82,14 @@ def labelled(trained: Path, tmp_path: Path) -> Path:
             page[30:170, 30 + 140 * number : 170 + 140 * number] = np.minimum(np.asarray(large), 250)
         return page
 
-    pages = [(page(i), str(int(labels[i]))) for i in range(30)]
-    good = [(gray, label) for gray, label in pages if read(model, gray).text == label][:6]
+    pages = ((page(i), str(int(labels[i]))) for i in range(30))
+    good = list(islice(((gray, label) for gray, label in pages if read(model, gray).text == label), 6))
     assert len(good) == 6
     for number, (gray, label) in enumerate(good):
         label = str((int(label) + 1) % 10) if number == 0 else label
         Image.fromarray(gray).save(folder / "single" / f"{label}_{number}.png")
-    pairs = [(page(i, i + 1), f"{int(labels[i])}{int(labels[i + 1])}") for i in range(30)]
-    (one, label), (two, other), *_ = [(gray, label) for gray, label in pairs if read(model, gray).text == label]
+    pairs = ((page(i, i + 1), f"{int(labels[i])}{int(labels[i + 1])}") for i in range(30))
+    (one, label), (two, other) = islice((pair for pair in pairs if read(model, pair[0]).text == pair[1]), 2)
     Image.fromarray(one).save(folder / "several" / f"{label}_0.png")
     Image.fromarray(two).save(folder / "several" / f"{other}-5_1.jpg", quality=95)
     Image.new("L", (90, 60), 240).save(folder / "none" / "none_0.png")

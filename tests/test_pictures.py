@@ -124,10 +124,12 @@ def test_photographs_are_turned_by_exif(tmp_path: Path) -> None:
         exif = Image.Exif()
         exif[0x0112] = orientation
         for name in ("page.jpg", "page.png"):
-            turned = read(seven().convert("RGB"), tmp_path, name, exif=exif)
+            seven().convert("RGB").save(tmp_path / name, exif=exif)
             with Image.open(tmp_path / name) as page:
-                straight = read(ImageOps.exif_transpose(page.convert("L")), tmp_path, "straight.png")
-            assert difference(turned, straight) < 2, (orientation, name)
+                straight = np.asarray(ImageOps.exif_transpose(page.convert("L")))
+            turned = pictures.load(tmp_path / name)
+            assert turned.shape == straight.shape, (orientation, name)
+            assert np.abs(turned.astype(float) - straight).mean() < 2, (orientation, name)
 
 
 def test_shadow_and_grain_are_not_ink(tmp_path: Path) -> None:
@@ -169,7 +171,7 @@ def test_mnists_own_preparation_is_recovered(tmp_path: Path) -> None:
     """Its test images, enlarged, inverted and moved, come back close to what they were."""
     _, (images, _) = files.read("mnist", files.raw_folder("mnist", MNIST_ROOT))
     errors = []
-    for image in images[:50].numpy():
+    for image in images[:20].numpy():
         page = Image.new("L", (400, 400), 255)
         page.paste(Image.fromarray(255 - image).resize((224, 224), Image.Resampling.BICUBIC), (120, 30))
         errors.append(difference(read(page, tmp_path), image))

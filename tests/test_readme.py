@@ -32,6 +32,7 @@ RECIPES = TEXT.partition("The recipes below")[2].split("\n**")[1:]
 SHORT = ["callbacks=minimal", "logger=csv", "trainer.limit_train_batches=5", "trainer.max_epochs=1"]
 SHORT += ["trainer.limit_val_batches=2", "trainer.limit_test_batches=2"]
 TRIED = ["data=digits", "trainer.limit_train_batches=5", "trials=1"]
+SLOW = ("joblib", "trainer=ddp", "sweep=presets", "seed=1,2", "minutes=60")  # only in `make trust`
 
 
 def shorten(words: list[str]) -> list[str]:
@@ -60,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Path:
 @pytest.mark.parametrize(
     "command",
     [
-        pytest.param(command, marks=pytest.mark.long) if "joblib" in command else command
+        pytest.param(command, marks=pytest.mark.long) if any(word in command for word in SLOW) else command
         for command in COMMANDS
         if command.startswith("python ")
     ],

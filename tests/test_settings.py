@@ -80,7 +80,7 @@ def test_any_value_of_any_setting(
     found: dict[tuple[str, ...], list[str]] = {}
 
     @settings(
-        max_examples=int(os.environ.get("SETTINGS", 24)),
+        max_examples=int(os.environ.get("SETTINGS", 12)),
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
