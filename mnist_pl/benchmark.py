@@ -123,10 +123,17 @@ def seconds(function: Callable[[], Any]) -> float:
 
 
 @contextmanager
-def own_process(root: Path, name: str, pipeline: bool) -> Iterator[Callable[[], float]]:
+def own_process(root: Path, name: str, pipeline: bool, threads: int | None = None) -> Iterator[Callable[[], float]]:
     """`yardstick` in a process of its own, as its author ran it: what ours does to its own is not lent to it."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    begin = {} if threads is None else {"initializer": torch.set_num_threads, "initargs": (threads,)}
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), **begin) as pool:
         yield lambda: pool.submit(yardstick, root, name, pipeline).result()
+
+
+def processor() -> str:
+    about = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*: (.*)", about.read_text() if about.exists() else "")
+    return named[1].strip() if named else platform.processor()
 
 
 def alternate(ours: Callable[[], float], theirs: Callable[[], float], count: int = REPEATS) -> Times:
@@ -306,15 +313,14 @@ def main() -> None:
     logging.getLogger("mnist_pl").setLevel(logging.ERROR)
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        bench, about = Bench(Path(folder)), Path("/proc/cpuinfo")
-        processor = re.search(r"model name\s*: (.*)", about.read_text() if about.exists() else "")
+        bench = Bench(Path(folder))
         facts: dict[str, Any] = {
             "images": "MNIST" if bench.real else "random",
             "python": platform.python_version(),
             "torch": torch.__version__,
             "lightning": lightning.__version__,
             "threads": torch.get_num_threads(),
-            "processor": processor[1].strip() if processor else platform.processor(),
+            "processor": processor(),
         }
         for row in ROWS:
             if arguments.only not in row.what:

@@ -1,0 +1,121 @@
+"""What accuracy can be had at what cost -> a picture: each system, and the best for any budget."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from mnist_pl.figures.plots import BLUE, GREY, ORANGE, figure, spread_out_high_accuracies
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
+
+DISTANCES = (8, 15, 24, 36, 50)  # points between a system and its name; the nearest that is free
+SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
+FAR = 15  # points, from where on a line leads to the name
+
+
+class System(NamedTuple):
+    name: str
+    seconds: Sequence[float]  # in fit, of each seed
+    accuracies: Sequence[float]
+    interval: tuple[float, float]  # of the mean accuracy
+    is_reference: bool
+
+    @property
+    def place(self) -> tuple[float, float]:
+        return float(np.mean(self.seconds)), float(np.mean(self.accuracies))
+
+
+def best_for_any_budget(places: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of (cost, accuracy): those that nothing as cheap is as good as, the cheapest first."""
+    found: list[tuple[float, float]] = []
+    for cost, accuracy in sorted(places, key=lambda place: (place[0], -place[1])):
+        if not found or accuracy > found[-1][1]:
+            found.append((cost, accuracy))
+    return found
+
+
+def front(systems: Sequence[System], minute: float | None) -> "Figure":
+    """Accuracy (by wrong answers, logarithmic) against seconds in fit (logarithmic): means, with their intervals.
+
+    `minute` is the seconds of one, on the machine of all of them; None where there are several.
+    """
+    picture = figure(9, 6.2, "accuracy on the test images against the cost of training, means and 95 % intervals")
+    axes = picture.subplots()
+    picture.subplots_adjust(0.085, 0.085, 0.915, 0.865 if minute else 0.91)
+    axes.set_xscale("log")
+    costs = [cost for system in systems for cost in system.seconds]
+    axes.set_xlim(min(costs) / 1.5, max(costs) * 1.5)
+    shown = [value for system in systems for value in (*system.accuracies, *system.interval)]
+    for one, label in ((axes, "test accuracy"), (axes.twinx(), "wrong in 10,000")):
+        spread_out_high_accuracies(one, shown)
+        one.set_ylabel(label)
+    one.yaxis.set_major_formatter(lambda accuracy, _: f"{(1 - accuracy) * 10_000:,.4g}")
+    steps = best_for_any_budget(system.place for system in systems)
+    x, y = zip(*steps, (axes.get_xlim()[1], steps[-1][1]), strict=True)
+    axes.step(x, y, where="post", color=GREY, linewidth=1, alpha=0.7, zorder=1, label="the best for any budget")
+    for is_reference, color, kind in ((False, BLUE, "presets"), (True, ORANGE, "other people's systems")):
+        of_kind = [system for system in systems if system.is_reference == is_reference]
+        for number, system in enumerate(of_kind):
+            cost, accuracy = system.place
+            reach = [[accuracy - system.interval[0]], [system.interval[1] - accuracy]]
+            label = kind if number == 0 else None
+            look = {"color": color, "markersize": 6, "capsize": 3, "linewidth": 1.2, "zorder": 3}
+            axes.errorbar(cost, accuracy, reach, fmt="o", label=label, **look)
+            if len(system.seconds) > 1:
+                axes.plot(system.seconds, system.accuracies, ".", color=color, markersize=3, alpha=0.5, zorder=2)
+    axes.set_xlabel("seconds in fit")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.grid(alpha=0.3)
+    if minute:
+        top = axes.secondary_xaxis("top", functions=(lambda s: s / minute, lambda m: m * minute))
+        top.xaxis.set_major_formatter("{x:g}")
+        top.set_xlabel("minutes, of four epochs of seed_cnn3_adam as a bare loop")
+    axes.legend(frameon=False, loc="lower right", fontsize=9)
+    _name(axes, systems)
+    return picture
+
+
+def _name(axes: "Axes", systems: Sequence[System]) -> None:
+    """Writes each name beside its system, where there is room."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.transforms import Bbox
+
+    renderer = FigureCanvasAgg(axes.figure).get_renderer()
+    pixels = axes.figure.dpi / 72  # of a point
+    taken: list[Bbox] = []
+    for system in systems:
+        cost, accuracy = system.place
+        (left, low), (right, high) = axes.transData.transform([(cost, system.interval[0]), (cost, system.interval[1])])
+        taken.append(Bbox.from_extents(left - 5, min(low, high) - 3, right + 5, max(low, high) + 3))
+    legend = axes.get_legend()
+    taken += [legend.get_window_extent(renderer)] if legend is not None else []
+    inside = axes.get_window_extent(renderer)
+    for system in systems:
+        for distance, (across, up) in ((one, side) for one in DISTANCES for side in SIDES):
+            text = axes.annotate(
+                system.name,
+                system.place,
+                (across * distance, up * distance),
+                textcoords="offset points",
+                ha={1: "left", 0: "center", -1: "right"}[across],
+                va={1: "bottom", 0: "center", -1: "top"}[up],
+                fontsize=9,
+                color=ORANGE if system.is_reference else BLUE,
+                arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.5} if distance > FAR else None,
+            )
+            box = text.get_window_extent(renderer)
+            if _is_free(Bbox.from_extents(*Bbox.from_bounds(*box.bounds).padded(pixels).extents), taken, inside):
+                break
+            text.remove()
+        else:
+            axes.add_artist(text)
+        taken.append(box)
+
+
+def _is_free(box: "Bbox", taken: Sequence["Bbox"], inside: "Bbox") -> bool:
+    within = inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
+    return within and not any(box.overlaps(other) for other in taken)
