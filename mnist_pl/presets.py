@@ -11,8 +11,7 @@ from pathlib import Path
 from mnist_pl.runs import front
 from mnist_pl.runs.errors import one_line_errors, set_up_process, suggest
 
-EPOCHS = 4  # of the yardstick, are a minute
-TIMED = 3  # epochs of it, of which the median counts
+TIMED = 3  # epochs of the yardstick, of which the median counts
 
 
 def main() -> None:
@@ -46,8 +45,8 @@ def keep(runs: list[front.Run]) -> None:
         bench = Bench(Path(folder))
 
         def minute(threads: int) -> float:
-            with own_process(bench.folder, "seed_cnn3_adam", False, threads) as epoch:
-                return EPOCHS * statistics.median([epoch() for _ in range(1 + TIMED)][1:])
+            with own_process(bench.folder, front.YARDSTICK, False, threads) as epoch:
+                return front.MINUTE * statistics.median([epoch() for _ in range(1 + TIMED)][1:])
 
         front.keep(runs, minute, processor())
 

@@ -4,13 +4,13 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mnist_pl.figures.plots import BLUE, GREY, ORANGE, figure, spread_out_high_accuracies
+from mnist_pl.figures.plots import BLUE, GREY, RED, figure, spread_out_high_accuracies
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.transforms import Bbox
 
 DISTANCES = (8, 15, 24, 36, 50)  # points between a system and its name; the nearest that is free
 SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
@@ -45,55 +45,66 @@ def front(systems: Sequence[System], minute: float | None) -> "Figure":
     """
     picture = figure(9, 6.2, "accuracy on the test images against the cost of training, means and 95 % intervals")
     axes = picture.subplots()
-    picture.subplots_adjust(0.085, 0.085, 0.915, 0.865 if minute else 0.91)
+    picture.subplots_adjust(0.1, 0.085, 0.905, 0.865 if minute else 0.93)
     axes.set_xscale("log")
     costs = [cost for system in systems for cost in system.seconds]
     axes.set_xlim(min(costs) / 1.5, max(costs) * 1.5)
-    shown = [value for system in systems for value in (*system.accuracies, *system.interval)]
+    shown = [value for system in systems for value in system.accuracies]
+    reach = 1 - 2 * (1 - min(shown)), 1 - (1 - max(shown)) / 2  # of two seeds, an interval may be from 0 to 100 %
+    shown += [min(max(bound, reach[0]), reach[1]) for system in systems for bound in system.interval]
     for one, label in ((axes, "test accuracy"), (axes.twinx(), "wrong in 10,000")):
         spread_out_high_accuracies(one, shown)
         one.set_ylabel(label)
     one.yaxis.set_major_formatter(lambda accuracy, _: f"{(1 - accuracy) * 10_000:,.4g}")
     steps = best_for_any_budget(system.place for system in systems)
     x, y = zip(*steps, (axes.get_xlim()[1], steps[-1][1]), strict=True)
-    axes.step(x, y, where="post", color=GREY, linewidth=1, alpha=0.7, zorder=1, label="the best for any budget")
-    for is_reference, color, kind in ((False, BLUE, "presets"), (True, ORANGE, "other people's systems")):
+    (line,) = axes.step(
+        x, y, where="post", color=GREY, linewidth=1, alpha=0.7, zorder=1, label="the best for any budget"
+    )
+    for is_reference, color, kind in ((False, BLUE, "presets"), (True, RED, "other people's systems")):
         of_kind = [system for system in systems if system.is_reference == is_reference]
         for number, system in enumerate(of_kind):
             cost, accuracy = system.place
-            reach = [[accuracy - system.interval[0]], [system.interval[1] - accuracy]]
+            spread = [[accuracy - system.interval[0]], [system.interval[1] - accuracy]]
             label = kind if number == 0 else None
             look = {"color": color, "markersize": 6, "capsize": 3, "linewidth": 1.2, "zorder": 3}
-            axes.errorbar(cost, accuracy, reach, fmt="o", label=label, **look)
+            axes.errorbar(cost, accuracy, spread, fmt="o", label=label, **look)
             if len(system.seconds) > 1:
                 axes.plot(system.seconds, system.accuracies, ".", color=color, markersize=3, alpha=0.5, zorder=2)
     axes.set_xlabel("seconds in fit")
-    axes.xaxis.set_major_formatter("{x:g}")
+    _number_powers(axes)
     axes.grid(alpha=0.3)
     if minute:
         top = axes.secondary_xaxis("top", functions=(lambda s: s / minute, lambda m: m * minute))
-        top.xaxis.set_major_formatter("{x:g}")
+        _number_powers(top)
         top.set_xlabel("minutes, of four epochs of seed_cnn3_adam as a bare loop")
     axes.legend(frameon=False, loc="lower right", fontsize=9)
-    _name(axes, systems)
+    _name(axes, systems, axes.transData.transform(line.get_xydata()))
     return picture
 
 
-def _name(axes: "Axes", systems: Sequence[System]) -> None:
-    """Writes each name beside its system, where there is room."""
+def _number_powers(axes: "Axes") -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:,g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _name(axes: "Axes", systems: Sequence[System], steps: NDArray[np.floating]) -> None:
+    """Writes each name beside its system, where there is room; `steps` are the corners of the line, in pixels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
     from matplotlib.transforms import Bbox
 
     renderer = FigureCanvasAgg(axes.figure).get_renderer()
-    pixels = axes.figure.dpi / 72  # of a point
-    taken: list[Bbox] = []
+    inside, legend = axes.get_window_extent(renderer), axes.get_legend()
+    taken: list[Bbox] = [] if legend is None else [legend.get_window_extent(renderer)]
+    corners = np.repeat(steps, 2, axis=0)[1:-1].reshape(-1, 2, 2) if len(steps) > 1 else np.empty((0, 2, 2))
+    taken += [Bbox([ends.min(axis=0) - 1, ends.max(axis=0) + 1]) for ends in corners]
     for system in systems:
-        cost, accuracy = system.place
-        (left, low), (right, high) = axes.transData.transform([(cost, system.interval[0]), (cost, system.interval[1])])
-        taken.append(Bbox.from_extents(left - 5, min(low, high) - 3, right + 5, max(low, high) + 3))
-    legend = axes.get_legend()
-    taken += [legend.get_window_extent(renderer)] if legend is not None else []
-    inside = axes.get_window_extent(renderer)
+        ends = axes.transData.transform([(system.place[0], bound) for bound in system.interval])
+        taken.append(Bbox([ends.min(axis=0) - 4, ends.max(axis=0) + 4]))
     for system in systems:
         for distance, (across, up) in ((one, side) for one in DISTANCES for side in SIDES):
             text = axes.annotate(
@@ -104,18 +115,15 @@ def _name(axes: "Axes", systems: Sequence[System]) -> None:
                 ha={1: "left", 0: "center", -1: "right"}[across],
                 va={1: "bottom", 0: "center", -1: "top"}[up],
                 fontsize=9,
-                color=ORANGE if system.is_reference else BLUE,
+                color=RED if system.is_reference else BLUE,
                 arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.5} if distance > FAR else None,
             )
-            box = text.get_window_extent(renderer)
-            if _is_free(Bbox.from_extents(*Bbox.from_bounds(*box.bounds).padded(pixels).extents), taken, inside):
+            text.update_positions(renderer)
+            box = Text.get_window_extent(text, renderer)  # without the line
+            within = inside.x0 < box.x0 and box.x1 < inside.x1 and inside.y0 < box.y0 and box.y1 < inside.y1
+            if within and not any(box.overlaps(other) for other in taken):
                 break
             text.remove()
         else:
-            axes.add_artist(text)
+            axes.add_artist(text)  # where it is in the way, at least it is there
         taken.append(box)
-
-
-def _is_free(box: "Bbox", taken: Sequence["Bbox"], inside: "Bbox") -> bool:
-    within = inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
-    return within and not any(box.overlaps(other) for other in taken)
