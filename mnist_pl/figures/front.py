@@ -1,7 +1,7 @@
 """What accuracy can be had at what cost -> a picture: each system, and the best for any budget."""
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ from mnist_pl.figures.plots import BLUE, GREY, RED, figure, spread_out_high_accu
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 DISTANCES = (8, 15, 24, 36, 50)  # points between a system and its name; the nearest that is free
@@ -66,38 +67,37 @@ def front(systems: Sequence[System], minute: float | None) -> "Figure":
         for number, system in enumerate(of_kind):
             cost, accuracy = system.place
             spread = [[accuracy - system.interval[0]], [system.interval[1] - accuracy]]
-            label = kind if number == 0 else None
-            look = {"color": color, "markersize": 6, "capsize": 3, "linewidth": 1.2, "zorder": 3}
-            axes.errorbar(cost, accuracy, spread, fmt="o", label=label, **look)
+            look: dict[str, Any] = {"color": color, "markersize": 6, "capsize": 3, "linewidth": 1.2, "zorder": 3}
+            axes.errorbar(cost, accuracy, spread, fmt="o", label=kind if number == 0 else None, **look)
             if len(system.seconds) > 1:
                 axes.plot(system.seconds, system.accuracies, ".", color=color, markersize=3, alpha=0.5, zorder=2)
     axes.set_xlabel("seconds in fit")
-    _number_powers(axes)
+    _number_powers(axes.xaxis)
     axes.grid(alpha=0.3)
     if minute:
-        top = axes.secondary_xaxis("top", functions=(lambda s: s / minute, lambda m: m * minute))
-        _number_powers(top)
+        top = axes.secondary_xaxis("top", functions=(lambda s: np.divide(s, minute), lambda m: np.multiply(m, minute)))
+        _number_powers(top.xaxis)
         top.set_xlabel("minutes, of four epochs of seed_cnn3_adam as a bare loop")
     axes.legend(frameon=False, loc="lower right", fontsize=9)
-    _name(axes, systems, axes.transData.transform(line.get_xydata()))
+    _name(picture, axes, systems, axes.transData.transform(line.get_xydata()))
     return picture
 
 
-def _number_powers(axes: "Axes") -> None:
+def _number_powers(axis: "Axis") -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:,g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:,g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
-def _name(axes: "Axes", systems: Sequence[System], steps: NDArray[np.floating]) -> None:
+def _name(picture: "Figure", axes: "Axes", systems: Sequence[System], steps: NDArray[np.floating]) -> None:
     """Writes each name beside its system, where there is room; `steps` are the corners of the line, in pixels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
     from matplotlib.transforms import Bbox
 
-    renderer = FigureCanvasAgg(axes.figure).get_renderer()
+    renderer = FigureCanvasAgg(picture).get_renderer()
     inside, legend = axes.get_window_extent(renderer), axes.get_legend()
     taken: list[Bbox] = [] if legend is None else [legend.get_window_extent(renderer)]
     corners = np.repeat(steps, 2, axis=0)[1:-1].reshape(-1, 2, 2) if len(steps) > 1 else np.empty((0, 2, 2))

@@ -5,7 +5,9 @@ import io
 import re
 import statistics
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from math import inf, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,7 +36,7 @@ LONGEST = 40  # letters of a name in the picture
 NOTE = (
     "operations: millions of multiply-adds for an image. test acc: mean ± standard deviation over n seeds. wrong: of",
     "10,000 test images, with the 95 % interval of the mean (Student's t; of one seed, Wilson's of its images). ECE:",
-    "expected calibration error. seconds: in fit.",
+    "expected calibration error. seconds: in fit, of an ensemble those of all its members.",
 )
 A_MINUTE = f"A minute is {MINUTE} epochs of {YARDSTICK} as a bare loop on the same machine."
 
@@ -116,33 +118,39 @@ def scored(folders: Iterable[Path]) -> list[Run]:
         if not done:
             raise ValueError(f"no run below {folder} has a summary.json")
         found |= {tuple(sorted(job.choice.items())): job for job in done}
-    counted: dict[str, int | None] = {}
-    return [_run(job, counted) for job in found.values()]
+    return list(map(_run, found.values()))
 
 
-def _run(job: Job, counted: dict[str, int | None]) -> Run:
-    facts, name = job.facts, _name(job)
-    if name not in counted:
-        counted[name] = operations(sketch(name)) if name in names() else _operations_of(job)
+def _run(job: Job) -> Run:
+    facts, members = job.facts, _members(job)
     images = facts.get("test_images") or MNISTS
     return Run(
-        name,
+        _name(job),
         facts["seed"],
         images,
         round((1 - facts["test/acc"]) * images),
         facts["test/loss"],
         facts.get("test/calibration_error"),
-        facts["train_seconds"],
+        facts["train_seconds"] or sum(member.facts["train_seconds"] for member in members),
         None,
         facts["parameters"],
-        counted[name],
+        _operations(job),
         facts["device"],
         facts["git_commit"],
     )
 
 
+def _members(job: Job) -> list[Job]:
+    """The runs whose networks answered together; none where one is gone."""
+    paths = [Path(name) for name in job.facts.get("members") or []]
+    found = [jobs(path.parent.parent if path.suffix == ".ckpt" else path) for path in paths]
+    return [runs[0] for runs in found] if all(len(runs) == 1 and runs[0].state == "done" for runs in found) else []
+
+
 def _name(job: Job) -> str:
-    """The preset, and what else its command line says that matters; the kind of network, where it says nothing."""
+    """The preset, and what else its command line says that matters; of an ensemble, how many of which."""
+    if members := _members(job):
+        return " + ".join(f"{count} × {name}" for name, count in Counter(map(_name, members)).items())
     words = {key: value for key, value in job.choice.items() if not key.startswith("hydra") and key not in SILENT}
     if words.get("callbacks") == "minimal":
         del words["callbacks"]
@@ -177,10 +185,20 @@ def operations(model: "DigitClassifier") -> int:
     return counter.get_total_flops() // 2
 
 
-def _operations_of(job: Job) -> int | None:
-    """Of the checkpoint that was tested; None where it is gone, or of a class that is not of this project."""
+@cache
+def _of_preset(name: str) -> int:
+    return operations(sketch(name))
+
+
+def _operations(job: Job) -> int | None:
+    """Of its preset, or the checkpoint that was tested; None where that is gone, or of a class from elsewhere."""
     from mnist_pl.reading.checkpoint import load_model
 
+    if members := _members(job):
+        counts = [_operations(member) for member in members]
+        return None if None in counts else sum(count or 0 for count in counts)
+    if (name := _name(job)) in names():
+        return _of_preset(name)
     paths = [Path(job.facts.get("best_checkpoint") or ""), job.folder / "checkpoints" / "best.ckpt"]
     try:
         return next((operations(load_model(path)[0]) for path in paths if path.is_file()), None)
