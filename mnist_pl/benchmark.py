@@ -129,8 +129,9 @@ def seconds(function: Callable[[], Any]) -> float:
 @contextmanager
 def own_process(root: Path, name: str, pipeline: bool, threads: int | None = None) -> Iterator[Callable[[], float]]:
     """`yardstick` in a process of its own, as its author ran it: what ours does to its own is not lent to it."""
-    begin = {} if threads is None else {"initializer": torch.set_num_threads, "initargs": (threads,)}
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), **begin) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        if threads is not None:
+            pool.submit(torch.set_num_threads, threads).result()
         yield lambda: pool.submit(yardstick, root, name, pipeline).result()
 
 

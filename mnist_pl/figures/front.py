@@ -1,6 +1,7 @@
 """What accuracy can be had at what cost -> a picture: each system, and the best for any budget."""
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -58,10 +59,10 @@ def front(systems: Sequence[System], minute: float | None) -> "Figure":
         one.set_ylabel(label)
     one.yaxis.set_major_formatter(lambda accuracy, _: f"{(1 - accuracy) * 10_000:,.4g}")
     steps = best_for_any_budget(system.place for system in systems)
-    x, y = zip(*steps, (axes.get_xlim()[1], steps[-1][1]), strict=True)
-    (line,) = axes.step(
-        x, y, where="post", color=GREY, linewidth=1, alpha=0.7, zorder=1, label="the best for any budget"
-    )
+    steps.append((axes.get_xlim()[1], steps[-1][1]))
+    between = [(dearer[0], cheaper[1]) for cheaper, dearer in pairwise(steps)]
+    corners = np.array([corner for pair in zip(steps, [*between, steps[-1]], strict=True) for corner in pair])
+    axes.plot(*corners.T, color=GREY, linewidth=1, alpha=0.7, zorder=1, label="the best for any budget")
     for is_reference, color, kind in ((False, BLUE, "presets"), (True, RED, "other people's systems")):
         of_kind = [system for system in systems if system.is_reference == is_reference]
         for number, system in enumerate(of_kind):
@@ -79,7 +80,7 @@ def front(systems: Sequence[System], minute: float | None) -> "Figure":
         _number_powers(top.xaxis)
         top.set_xlabel("minutes, of four epochs of seed_cnn3_adam as a bare loop")
     axes.legend(frameon=False, loc="lower right", fontsize=9)
-    _name(picture, axes, systems, axes.transData.transform(line.get_xydata()))
+    _name(picture, axes, systems, axes.transData.transform(corners))
     return picture
 
 
@@ -91,8 +92,8 @@ def _number_powers(axis: "Axis") -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _name(picture: "Figure", axes: "Axes", systems: Sequence[System], steps: NDArray[np.floating]) -> None:
-    """Writes each name beside its system, where there is room; `steps` are the corners of the line, in pixels."""
+def _name(picture: "Figure", axes: "Axes", systems: Sequence[System], line: NDArray[np.floating]) -> None:
+    """Writes each name beside its system, where there is room: not on the line, of which there are pixels (N, 2)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
     from matplotlib.transforms import Bbox
@@ -100,8 +101,7 @@ def _name(picture: "Figure", axes: "Axes", systems: Sequence[System], steps: NDA
     renderer = FigureCanvasAgg(picture).get_renderer()
     inside, legend = axes.get_window_extent(renderer), axes.get_legend()
     taken: list[Bbox] = [] if legend is None else [legend.get_window_extent(renderer)]
-    corners = np.repeat(steps, 2, axis=0)[1:-1].reshape(-1, 2, 2) if len(steps) > 1 else np.empty((0, 2, 2))
-    taken += [Bbox([ends.min(axis=0) - 1, ends.max(axis=0) + 1]) for ends in corners]
+    taken += [Bbox([np.minimum(one, other) - 1, np.maximum(one, other) + 1]) for one, other in pairwise(line)]
     for system in systems:
         ends = axes.transData.transform([(system.place[0], bound) for bound in system.interval])
         taken.append(Bbox([ends.min(axis=0) - 4, ends.max(axis=0) + 4]))

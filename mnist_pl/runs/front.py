@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 CONF = Path(__file__).parents[2] / "conf"
 KEPT = Path(__file__).with_name("front.csv")
-# Words of a command line that change no result; what a run was joined of is told by its model.
-SILENT = ("seed", "threads", "logger", "sweep", "fit", "ckpt_path", "trainer.accelerator", "data.data_dir")
+# Of a command line: what changes no result, and what a run is told by anyway.
+SILENT = ("seed", "threads", "logger", "callbacks.answers", "fit", "ckpt_path", "trainer.accelerator", "data.data_dir")
 YARDSTICK = "seed_cnn3_adam"  # as a bare loop: machines differ, and so do their seconds
 MINUTE = 4  # epochs of it
 MNISTS = 10_000  # test images, where an older summary.json does not say how many there were
@@ -155,7 +155,8 @@ def _name(job: Job) -> str:
     if words.get("callbacks") == "minimal":
         del words["callbacks"]
     preset = words.pop("experiment", None)
-    said = [*[preset] * (preset is not None), *(f"{key}={value}" for key, value in words.items())]
+    said = [] if preset is None else [preset]
+    said += [f"{key}={value}" for key, value in words.items()]
     return " ".join(said) or job.facts["model"]
 
 
@@ -209,7 +210,7 @@ def _operations(job: Job) -> int | None:
 def keep(runs: Sequence[Run], minute: Callable[[int], float], processor: str) -> None:
     """Writes KEPT, where each of their presets loses what it had. `minute` is seconds, given the number of threads."""
     minutes: dict[int, float] = {}
-    added = []
+    added: list[Run] = []
     for run in runs:
         threads = re.fullmatch(r"cpu, (\d+) threads", run.machine)
         if threads is not None:
@@ -218,11 +219,11 @@ def keep(runs: Sequence[Run], minute: Callable[[int], float], processor: str) ->
             run = run._replace(minutes=round(run.seconds / minutes[count], 4))
         added.append(run._replace(machine=f"{processor}, {run.machine}"))
     new = {run.preset for run in added}
-    rows = [run for run in kept() if run.preset not in new] + added
+    rows = sorted([*(run for run in kept() if run.preset not in new), *added], key=lambda run: (run.preset, run.seed))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(Run._fields)
-    writer.writerows(sorted(rows, key=lambda run: (run.preset, run.seed)))
+    writer.writerows(rows)
     write(KEPT, text.getvalue().encode())
 
 
@@ -230,11 +231,14 @@ def kept() -> list[Run]:
     """What ships with the project."""
     if not KEPT.exists():
         return []
-    kinds = {"preset": str, "machine": str, "commit": str} | dict.fromkeys(("loss", "seconds"), float)
-    kinds |= dict.fromkeys(("calibration_error", "minutes"), float)
+    kinds: dict[str, Any] = dict.fromkeys(("preset", "machine", "commit"), str)
+    kinds |= dict.fromkeys(("loss", "calibration_error", "seconds", "minutes"), float)
     with open(KEPT, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return [Run(**{key: kinds.get(key, int)(text) if text else None for key, text in row.items()}) for row in rows]
+        table = list(csv.DictReader(file))
+    rows: list[dict[str, Any]] = [
+        {key: kinds.get(key, int)(text) if text else None for key, text in row.items()} for row in table
+    ]
+    return [Run(**row) for row in rows]
 
 
 def presets(runs: Sequence[Run], named: Iterable[str] = ()) -> list[Preset]:
