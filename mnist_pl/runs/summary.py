@@ -1,6 +1,7 @@
 """What a run says of itself: its first lines, summary.json, and the table at its end."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -85,10 +86,10 @@ def results(
 
 
 def _test_images(trainer: Trainer) -> int:
-    """That were scored."""
+    """That were scored; all, where a loader of one's own does not tell its batches."""
     data = trainer.datamodule  # type: ignore[attr-defined]
-    most = sum(trainer.num_test_batches) * data.test_dataloader().batch_size * trainer.world_size
-    return int(min(len(data.splits["test"][1]), most))
+    size = getattr(data.test_dataloader(), "batch_size", None) or math.inf
+    return int(min(len(data.splits["test"][1]), sum(trainer.num_test_batches) * size * trainer.world_size))
 
 
 def _figure(score: torch.Tensor | float | None) -> float | None:
