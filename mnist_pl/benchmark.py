@@ -45,7 +45,10 @@ from mnist_pl.engine.memory import keep_freed_memory
 from mnist_pl.figures.plots import rows
 from mnist_pl.figures.progress import Progress
 from mnist_pl.models import CNN
-from mnist_pl.runs import config  # noqa: F401  # registers the schema
+from mnist_pl.runs import (
+    config,  # noqa: F401  # registers the schema
+    front,
+)
 from mnist_pl.runs.build import build
 
 ROOT = Path(__file__).parent.parent
@@ -53,7 +56,8 @@ REPEATS = 5
 PIPELINE = "its source's pipeline"
 IMPORTS = "import torch, lightning, torchvision"
 TRAIN = f"import runpy; runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
-UNITS = {"x": "{:.2f} ×", "+s": "+{:.1f} s", "+MB": "+{:.0f} MB", "s": "{:.2f} s"}  # a ratio, differences, plainly
+# Ratios, differences, plainly:
+UNITS = {"x": "{:.2f} ×", "min": "{:.2f} min", "+s": "+{:.1f} s", "+MB": "+{:.0f} MB", "s": "{:.2f} s"}
 
 Times = tuple[list[float], list[float]]  # seconds of ours, seconds of the yardstick
 
@@ -123,10 +127,18 @@ def seconds(function: Callable[[], Any]) -> float:
 
 
 @contextmanager
-def own_process(root: Path, name: str, pipeline: bool) -> Iterator[Callable[[], float]]:
+def own_process(root: Path, name: str, pipeline: bool, threads: int | None = None) -> Iterator[Callable[[], float]]:
     """`yardstick` in a process of its own, as its author ran it: what ours does to its own is not lent to it."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        if threads is not None:
+            pool.submit(torch.set_num_threads, threads).result()
         yield lambda: pool.submit(yardstick, root, name, pipeline).result()
+
+
+def processor() -> str:
+    about = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*: (.*)", about.read_text() if about.exists() else "")
+    return named[1].strip() if named else platform.processor()
 
 
 def alternate(ours: Callable[[], float], theirs: Callable[[], float], count: int = REPEATS) -> Times:
@@ -197,10 +209,20 @@ class Bench:
 
     def epochs(self, row: Row) -> Times:
         name = row.what.partition(",")[0]
-        with own_process(self.folder, name, row.yardstick == PIPELINE) as theirs:
+        return self.alternate_epochs(name, name, row.yardstick == PIPELINE)
+
+    def alternate_epochs(self, preset: str, name: str, pipeline: bool) -> Times:
+        with own_process(self.folder, name, pipeline) as theirs:
             timer = Epochs(theirs)
-            self.fit([f"experiment={name}", f"trainer.max_epochs={REPEATS + 2}"], timer)
+            self.fit([f"experiment={preset}", f"trainer.max_epochs={REPEATS + 2}"], timer)
         return timer.ours[1 : REPEATS + 1], timer.theirs[1 : REPEATS + 1]
+
+    def minutes(self, row: Row) -> Times:
+        """All epochs of a preset, by one of them, and as many of the yardstick as are called a minute."""
+        preset = row.what.partition(",")[0].removeprefix("experiment=")
+        ours, theirs = self.alternate_epochs(preset, front.YARDSTICK, False)
+        count = front.composed(preset).trainer.max_epochs
+        return [count * epoch for epoch in ours], [front.MINUTE * epoch for epoch in theirs]
 
     def fast(self, row: Row) -> Times:
         self.accuracies.clear()
@@ -297,28 +319,33 @@ ROWS = [
 ]
 
 
+def chosen(only: str) -> list[Row]:
+    """The rows whose name holds `only`; those of the presets, which take long, where it says experiment=."""
+    bare = f"a minute: {front.MINUTE} epochs of {front.YARDSTICK}, bare"
+    presets = front.names() if "experiment=" in only else []
+    costs = [Row(f"experiment={name}, all epochs", bare, "min", "", Bench.minutes) for name in presets]
+    return [row for row in [*ROWS, *costs] if only in row.what]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m mnist_pl.benchmark", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument("--only", default="", help="the rows whose name holds this")
+    parser.add_argument("--only", default="", help="the rows whose name holds this; experiment=NAME: a preset's cost")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("mnist_pl").setLevel(logging.ERROR)
     results = []
     with tempfile.TemporaryDirectory() as folder:
-        bench, about = Bench(Path(folder)), Path("/proc/cpuinfo")
-        processor = re.search(r"model name\s*: (.*)", about.read_text() if about.exists() else "")
+        bench = Bench(Path(folder))
         facts: dict[str, Any] = {
             "images": "MNIST" if bench.real else "random",
             "python": platform.python_version(),
             "torch": torch.__version__,
             "lightning": lightning.__version__,
             "threads": torch.get_num_threads(),
-            "processor": processor[1].strip() if processor else platform.processor(),
+            "processor": processor(),
         }
-        for row in ROWS:
-            if arguments.only not in row.what:
-                continue
+        for row in chosen(arguments.only):
             print(f"{row.what} …", file=sys.stderr)
             names = {"what": row.what, "yardstick": row.yardstick, "target": row.target}
             results.append({**names, **compare(*row.measure(bench, row), row.unit)})
@@ -333,7 +360,7 @@ def main() -> None:
 
 def compare(ours: list[float], theirs: list[float], unit: str) -> dict[str, Any]:
     """Medians, and the ratio (or the difference) of each pair: its median and its range."""
-    pairs = [a / b if unit == "x" else a - b for a, b in zip(ours, theirs or [0.0] * len(ours), strict=True)]
+    pairs = [a / b if unit in ("x", "min") else a - b for a, b in zip(ours, theirs or [0.0] * len(ours), strict=True)]
     figures = {"ours": statistics.median(ours), "theirs": statistics.median(theirs) if theirs else None}
     figures |= {"result": statistics.median(pairs), "low": min(pairs), "high": max(pairs)}
     rounded = {name: None if value is None else round(value, 3) for name, value in figures.items()}

@@ -1,17 +1,23 @@
 """Pictures are drawn, and show what they should."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import Run, one_line
+from conftest import MNIST_ROOT, Run, Train, needs_mnist, one_line
 from PIL import Image
 
-from mnist_pl.data import to_float
+from mnist_pl.data import MNISTDataModule, to_float
 from mnist_pl.data.digits import embedded_digits
 from mnist_pl.figures import plots
+from mnist_pl.figures.answers import LABEL_ERRORS, Answers
+from mnist_pl.figures.drawings import Mistakes
+from mnist_pl.figures.drawings import Run as Drawn
 from mnist_pl.reading.checkpoint import load_model
+
+SHORT = ["callbacks=minimal", "+callbacks.answers={_target_: mnist_pl.callbacks.GatherAnswers}", "logger=csv"]
 
 
 def test_the_sample_grid_command(run: Run, tmp_path: Path) -> None:
@@ -124,3 +130,28 @@ def test_the_figures_of_the_test_are_those_of_its_answers(trained: Path) -> None
     bins = (confidences * 15).ceil()
     error = sum(abs(float((confidences - right)[bins == number].sum())) for number in range(16)) / 300
     assert row["test/calibration_error"] == pytest.approx(error, abs=1e-5)
+
+
+@needs_mnist
+def test_known_label_errors_are_marked_and_counted(
+    monkeypatch: pytest.MonkeyPatch, train_here: Train, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MNIST_ROOT", MNIST_ROOT)
+    train_here("data=mnist", "model=mlp", "trainer.max_epochs=1", "trainer.limit_train_batches=100", *SHORT)
+    data = MNISTDataModule()
+    data.setup("test")
+    images, labels = data.splits["test"]
+    model, _ = load_model(tmp_path / "run" / "checkpoints" / "best.ckpt")
+    with torch.inference_mode():
+        wrong = {int(place) for place in (model(to_float(images)).argmax(dim=1) != labels).nonzero()}
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["test/label_errors"] == len(wrong & LABEL_ERRORS.keys()) > 0
+    assert summary["test_images"] == 10_000
+    assert len(LABEL_ERRORS) == 15 and all(int(labels[place]) != seen for place, seen in LABEL_ERRORS.items())
+    position = torch.tensor([5937, 0, 8527])  # the labels of the first and the last are in doubt
+    guesses = torch.nn.functional.one_hot((labels[position] + 1) % 10, 10).float()
+    answers = Answers(position, labels[position], guesses * torch.tensor([[0.9], [0.8], [0.7]]))
+    sheet = Mistakes().draw(Drawn(model, data, answers, tmp_path))
+    assert sheet is not None
+    colored = (np.asarray(sheet).astype(int).max(2) - np.asarray(sheet).min(2)) > 60
+    assert colored[:, :120].any() and not colored[:, 120:240].any() and colored[:, 240:].any()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mnist_pl.data import MNISTDataModule, to_float
 from mnist_pl.figures import plots
-from mnist_pl.figures.answers import BINS, Answers, find_answers
+from mnist_pl.figures.answers import BINS, LABEL_ERRORS, Answers, find_answers
 from mnist_pl.models import CLASSES
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PREFIX = "view_"  # before the tags of pictures, so that TensorBoard's first page begins with scores
 FEATURES = "last_layer"  # the projector's tag
+MOST_MISTAKES = 50  # which is all, of a good network
 
 
 class Run(NamedTuple):
@@ -100,7 +101,7 @@ class Confusion(Drawing):
 
 
 class Mistakes(Drawing):
-    """The wrong answers to test images that the network was surest of."""
+    """The wrong answers to test images, the surest first; red where MNIST's label is known as wrong."""
 
     name = "mistakes"
 
@@ -110,9 +111,15 @@ class Mistakes(Drawing):
         position, labels, probabilities = run.answers
         confidences, guesses = probabilities.max(1)
         wrong = (guesses != labels).nonzero()[:, 0]
-        worst = wrong[confidences[wrong].argsort(descending=True, stable=True)][:20]
+        worst = wrong[confidences[wrong].argsort(descending=True, stable=True)][:MOST_MISTAKES]
         titles = [f"is {labels[i]}, said {guesses[i]}\n{confidences[i]:.1%} sure" for i in worst]
-        return plots.grid(run.data.splits["test"][0][position[worst]].numpy(), titles) if titles else None
+        known = LABEL_ERRORS if run.data.dataset == "mnist" else {}
+        places = position[worst].tolist()
+        for number, place in enumerate(places):
+            if place in known:
+                titles[number] += "\nlabel error: " + ("unclear" if known[place] is None else f"{known[place]}?")
+        images = run.data.splits["test"][0][position[worst]].numpy()
+        return plots.grid(images, titles, [place in known for place in places]) if titles else None
 
 
 class Calibration(Drawing):

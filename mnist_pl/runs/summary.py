@@ -1,6 +1,7 @@
 """What a run says of itself: its first lines, summary.json, and the table at its end."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -67,11 +68,14 @@ def results(
     figures = ("val/acc", "val/loss", "test/acc", "test/loss", "test/calibration_error")
     each = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(DIGIT)}
     worst = min(each, key=lambda name: each[name], default=None)
+    known = trainer.callback_metrics.get("test/label_errors")
     return {
         **facts,
         "device": _device(trainer),
         "processes": trainer.world_size,
         **{name: _figure(scores.get(name)) for name in figures},
+        "test/label_errors": None if known is None else int(known),  # of the wrong answers; the label may be wrong
+        "test_images": _test_images(trainer),
         "worst_digit": None if worst is None else int(worst.removeprefix(DIGIT)),
         "worst_digit_acc": None if worst is None else _figure(each[worst]),
         "best_checkpoint": short_path(best) if best else None,
@@ -79,6 +83,13 @@ def results(
         "lightning": lightning.__version__,
         "git_commit": git_commit(),
     }
+
+
+def _test_images(trainer: Trainer) -> int:
+    """That were scored; all, where a loader of one's own does not tell its batches."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    size = getattr(data.test_dataloader(), "batch_size", None) or math.inf
+    return int(min(len(data.splits["test"][1]), sum(trainer.num_test_batches) * size * trainer.world_size))
 
 
 def _figure(score: torch.Tensor | float | None) -> float | None:
