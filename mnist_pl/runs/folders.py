@@ -7,8 +7,9 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from mnist_pl.runs import plan
 from mnist_pl.runs.words import key_of
 from mnist_pl.storage import as_typed, printable
 
@@ -78,6 +79,32 @@ def find(path: str | os.PathLike[str] | None, *names: str) -> Path:
     is_folder = start.is_dir()
     missing = f"the folder holds no checkpoints/{names[0]}" if is_folder else "there is no such file or folder"
     raise ValueError(f"ckpt_path={printable(path)}: {missing}")
+
+
+def find_all(ckpt_path: Any, *names: str) -> list[Path]:
+    """What `find` finds of `ckpt_path`, or of each of several: networks that answer together. Of a sweep, its jobs.
+
+    Raises:
+        ValueError: one of them is not there, or is named twice.
+    """
+    several = isinstance(ckpt_path, ListConfig | list)
+    paths = list(ckpt_path) if several else [ckpt_path]
+    said = f"ckpt_path={printable(ckpt_path)}"
+    if not paths:
+        raise ValueError(f"{said}: is empty; name runs or checkpoints, as ckpt_path=[A,B]")
+    found: list[Path] = []
+    for path in paths:
+        if isinstance(path, bool | dict | list | DictConfig | ListConfig) or (several and path is None):
+            raise ValueError(f"{said}: must be a run or a checkpoint, or several: ckpt_path=[A,B]")
+        folder = None if path is None else as_typed(str(path))
+        jobs = folder.glob(f"**/checkpoints/{names[0]}") if folder is not None and plan.is_sweep(folder) else ()
+        found += sorted(jobs, key=lambda file: (len(str(file)), file)) or [
+            find(None if path is None else str(path), *names)
+        ]
+    twice = [file for number, file in enumerate(found) if file.resolve() in map(Path.resolve, found[:number])]
+    if twice:
+        raise ValueError(f"{said}: names {printable(twice[0])} twice; name each once")
+    return found
 
 
 def newest_run() -> Path:

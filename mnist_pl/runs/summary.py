@@ -19,8 +19,7 @@ from mnist_pl.data import MNISTDataModule
 from mnist_pl.engine.checkpoints import Best
 from mnist_pl.engine.record import Record
 from mnist_pl.models import DigitClassifier
-from mnist_pl.models.classifier import ADAM, class_path
-from mnist_pl.reading.checkpoint import is_known
+from mnist_pl.models.classifier import ADAM, class_path, is_known
 from mnist_pl.runs.claim import taken
 from mnist_pl.storage import as_word, in_shell, printable, short_path, write
 
