@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from mnist_pl.runs import config  # noqa: F401  # registers the schema
 from mnist_pl.runs.claim import taken
 from mnist_pl.runs.errors import one_line_errors, set_up_process
-from mnist_pl.runs.folders import find_all
+from mnist_pl.runs.folders import find_all, names
 from mnist_pl.runs.words import BETWEEN, expand_input
 from mnist_pl.storage import one_line, printable, short_path
 
@@ -49,7 +49,7 @@ def main(cfg: DictConfig) -> None:
         if cfg.output == "table":
             for name in taken()[:1]:
                 print(f"{name} is taken; the answers go to {short_path(folder)}")
-            print(f"{type(model).__name__} from {', '.join(map(str, paths))}")
+            print(f"{type(model).__name__} from {names(paths)}")
         if cfg.input is None:
             score_test_images(model, trained_on(described), cfg.data_dir, cfg.seed, folder)
         elif not read_pictures(model, cfg.input.split(BETWEEN), folder, cfg.output):

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from mnist_pl.runs import config  # noqa: F401  # registers the schema
 from mnist_pl.runs.errors import one_line_errors, set_up_process
-from mnist_pl.runs.folders import find_all
+from mnist_pl.runs.folders import find_all, name
 from mnist_pl.storage import as_word, new_file, printable, short_path, write
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -33,7 +33,7 @@ def main(cfg: DictConfig) -> None:
 
         model, checkpoint = join(paths, own_class(cfg.model._target_), vote=cfg.vote, shifts=cfg.shifts)
         for path, network in zip(paths, model.net, strict=True):
-            print(f"{type(network).__name__} from {printable(path)}")
+            print(f"{type(network).__name__} from {printable(name(path))}")
         content = io.BytesIO()
         torch.save(checkpoint, content)
         try:

@@ -27,7 +27,7 @@ from omegaconf import DictConfig
 
 from mnist_pl.runs import config  # noqa: F401  # registers the schema
 from mnist_pl.runs.errors import one_line_errors, set_up_process
-from mnist_pl.runs.folders import find_all
+from mnist_pl.runs.folders import find_all, names
 from mnist_pl.storage import as_typed, markdown, one_line, printable, short_path, write
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def main(cfg: DictConfig) -> None:
         read_all(model, found)
         clean = None if digits is None else read_clean(model, *digits)
         scores = score(found, clean)
-        origin = ", ".join(map(short_path, paths))
+        origin = short_path(paths[0]) if len(paths) == 1 else names(paths)
         lines = [f"{type(model).__name__} from {origin}, {len(found):,} pictures", "", *table(scores)]
         if digits is None:
             lines += ["", "MNIST is not here: its test digits were not looked at; python -m mnist_pl.data fetches it"]

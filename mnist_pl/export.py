@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from mnist_pl.runs import config  # noqa: F401  # registers the schema
 from mnist_pl.runs.errors import one_line_errors, set_up_process
-from mnist_pl.runs.folders import find_all
+from mnist_pl.runs.folders import find_all, names
 from mnist_pl.runs.words import key_of
 from mnist_pl.storage import as_typed, new_file, printable, short_path, write
 
@@ -42,7 +42,7 @@ def main(cfg: DictConfig) -> None:
         check_format(cfg.format)
         output = None if cfg.output is None else check_output(cfg.output, cfg.format)
         model, checkpoint = load(paths, own_class(cfg.model._target_))
-        print(f"{type(model).__name__} from {', '.join(map(str, paths))}")
+        print(f"{type(model).__name__} from {names(paths)}")
         data = test_images(trained_on(checkpoint).get("dataset", "mnist"), cfg.data_dir)
         images, labels = data.splits["test"]
         expected = probabilities(model, images)

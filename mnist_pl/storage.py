@@ -157,12 +157,17 @@ def new_file(key: str, typed: str) -> Path:
     return path
 
 
-def as_word(key: str, path: str | os.PathLike[str]) -> str:
-    """`key=path`, to be pasted into a shell: quoted for that and for Hydra, where the path needs it."""
-    text = short_path(path)
-    if text in ("last", "best", "null") or text.startswith("~"):  # which would stand for something else
-        text = os.path.abspath(text)
-    return in_shell(f"{key}={text if read_value(text) == text and '$' not in text else quoted(text)}")
+def as_word(key: str, path: str | os.PathLike[str] | list[str]) -> str:
+    """`key=path`, to be pasted into a shell: quoted for that and for Hydra, where the path needs it. Or `key=[A,B]`."""
+
+    def literal(path: str | os.PathLike[str]) -> str:
+        text = short_path(path)
+        if text in ("last", "best", "null") or text.startswith("~"):  # which would stand for something else
+            text = os.path.abspath(text)
+        return text if read_value(text) == text and "$" not in text else quoted(text)
+
+    value = f"[{','.join(map(literal, path))}]" if isinstance(path, list) else literal(path)
+    return in_shell(f"{key}={value}")
 
 
 def in_shell(text: str) -> str:

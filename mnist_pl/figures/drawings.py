@@ -180,7 +180,7 @@ class Projector(Callback):
 
 
 def _last_layer_inputs(model: LightningModule, images: Tensor) -> Tensor | None:  # (N, 1, 28, 28) -> (N, F)
-    """None where no layer of `model` is linear."""
+    """Of an ensemble, its last network's. None where no layer of `model` is linear, or the last is asked repeatedly."""
     linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
     if not linear:
         return None
@@ -190,7 +190,8 @@ def _last_layer_inputs(model: LightningModule, images: Tensor) -> Tensor | None:
         for part in images.to(model.device).to(next(model.parameters()).dtype).split(250):
             model(part)
     hook.remove()
-    return torch.cat(seen)
+    points = torch.cat(seen)
+    return points if len(points) == len(images) else None
 
 
 def log_picture(logger: Logger, name: str, path: Path, step: int) -> None:

@@ -142,6 +142,8 @@ def join(paths: Sequence[Path], own: type | None = None, **how: Any) -> tuple[En
         ensemble = Ensemble.of(members, **how)
     except ValueError as error:
         raise ValueError(f"ckpt_path=[{','.join(map(str, paths))}]: {error}") from error
+    if any(data.get("val_size") != about[0].get("val_size") for data in about):  # no images that all held out
+        about[0]["val_size"] = 0
     checkpoint = {"pytorch-lightning_version": lightning.__version__, "datamodule_hyper_parameters": about[0]}
     checkpoint |= {"state_dict": ensemble.state_dict(), "hyper_parameters": dict(ensemble.hparams)}
     ensemble.on_save_checkpoint(checkpoint)

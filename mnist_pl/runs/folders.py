@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from mnist_pl.runs import plan
 from mnist_pl.runs.words import key_of
-from mnist_pl.storage import as_typed, printable
+from mnist_pl.storage import as_typed, printable, short_path
 
 RESUMED = "resumed"  # the name of the primary configuration with resume=
 OURS = ("resume", "ckpt_path")  # settings that resume= adds itself
@@ -41,6 +41,8 @@ def label(cfg: Any) -> str:
     """The run in a few words, for lists of runs: what was chosen, and what else the command line overrides."""
     choices, overrides = said(cfg.get("resume"))
     data = cfg.data.get("dataset") or cfg.data._target_.rpartition(".")[2]
+    if members := cfg.model.get("members"):
+        return f"{data}-ensemble-of-{len(members)}"
     parts = [data, choices.get("experiment") or f"{choices['model']}-{choices['optimizer']}"]
     parts.append(f"lr{cfg.optimizer.lr:g}")
     for override in overrides:
@@ -105,6 +107,17 @@ def find_all(ckpt_path: Any, *names: str) -> list[Path]:
     if twice:
         raise ValueError(f"{said}: names {printable(twice[0])} twice; name each once")
     return found
+
+
+def name(checkpoint: Path) -> str:
+    """As it can be typed: the run, where it is its best."""
+    is_best = checkpoint.parts[-2:] == ("checkpoints", "best.ckpt")
+    return short_path(checkpoint.parent.parent if is_best else checkpoint)
+
+
+def names(checkpoints: list[Path]) -> str:
+    """For people."""
+    return printable(", ".join(map(name, checkpoints)) if len(checkpoints) > 1 else checkpoints[0])
 
 
 def newest_run() -> Path:
