@@ -49,16 +49,14 @@ def header(trainer: Trainer, data: MNISTDataModule, facts: dict[str, Any]) -> st
     lines = {
         "data": f"{facts['data']}: {train} training, {val} validation, {test} test images",
         "model": f"{facts['model']}, {facts['parameters']:,} parameters",
-        "with": f"{facts['optimizer']}, lr {facts['lr'] or 0:g}, batches of {batches}, seed {facts['seed']}",
+        "with": facts["lr"] and f"{facts['optimizer']}, lr {facts['lr']:g}, batches of {batches}, seed {facts['seed']}",
         "on": _device(trainer),
         "in": printable(short_path(trainer.default_root_dir) + "".join(f" ({name} is taken)" for name in taken()[:1])),
     }
-    if facts["optimizer"] is None:  # an ensemble's
-        del lines["with"]
     wrap = partial(
         textwrap.fill, width=shutil.get_terminal_size().columns, subsequent_indent=" " * 10, break_long_words=False
     )
-    return "\n".join(wrap(f"{name:10}{text}", break_on_hyphens=False) for name, text in lines.items()) + "\n"
+    return "\n".join(wrap(f"{name:10}{text}", break_on_hyphens=False) for name, text in lines.items() if text) + "\n"
 
 
 def results(
