@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mnist_pl.data import MNISTDataModule, to_float
 from mnist_pl.figures import plots
 from mnist_pl.figures.answers import BINS, Answers, find_answers
-from mnist_pl.models import CLASSES
+from mnist_pl.models import CLASSES, Ensemble
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,6 +79,8 @@ class Curves(Drawing):
     name = "curves"
 
     def draw(self, run: Run) -> "Figure | None":
+        if isinstance(run.model, Ensemble):  # which has no course
+            return None
         rows = [row for row in plots.rows(run.folder / "metrics.csv") if "images" in row]  # Record counts them
         if not any("val/loss" in row or "train/loss" in row for row in rows):
             return None
@@ -129,7 +131,7 @@ class Calibration(Drawing):
 
 
 class Filters(Drawing):
-    """The weights of the first layer, up to 64 units of it."""
+    """The weights of the first layer, up to 64 units of it; of an ensemble, of its first network."""
 
     name = "filters"
 
