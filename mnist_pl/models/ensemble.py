@@ -68,7 +68,7 @@ class Ensemble(DigitClassifier):
         mean = _mean(said)
         if self.vote == "mean":
             return mean
-        votes = sum(F.one_hot(one.argmax(dim=1), CLASSES) for one in said) / len(said)
+        votes = torch.stack([F.one_hot(one.argmax(dim=1), CLASSES) for one in said]).float().mean(dim=0)
         return torch.logaddexp(votes.log(), mean + log(TIE_BREAK))
 
     def configure_optimizers(self) -> Any:
