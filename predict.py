@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from mnist_pl.runs import config  # noqa: F401  # registers the schema
 from mnist_pl.runs.claim import taken
 from mnist_pl.runs.errors import one_line_errors, set_up_process
-from mnist_pl.runs.folders import find
+from mnist_pl.runs.folders import find_all, names
 from mnist_pl.runs.words import BETWEEN, expand_input
 from mnist_pl.storage import one_line, printable, short_path
 
@@ -37,21 +37,21 @@ SHEET = 100  # digits on the contact sheet, and pictures that boxes are drawn on
 @hydra.main(version_base="1.3", config_path="conf", config_name="predict")
 def main(cfg: DictConfig) -> None:
     with one_line_errors():
-        from mnist_pl.reading.checkpoint import load_model, own_class
+        from mnist_pl.reading.checkpoint import load, own_class, trained_on
 
         hydra = HydraConfig.get()
         os.chdir(hydra.runtime.cwd)  # where the names of the pictures were typed, whatever hydra.job.chdir says
-        path = find(cfg.ckpt_path, "best.ckpt")
-        model, described = load_model(path, own_class(cfg.model._target_))
+        paths = find_all(cfg.ckpt_path, "best.ckpt")
+        model, described = load(paths, own_class(cfg.model._target_))
         folder = Path(hydra.runtime.output_dir)
         if cfg.output not in OUTPUTS:
             raise ValueError(f"output={one_line(cfg.output)}: must be {' or '.join(OUTPUTS)}")
         if cfg.output == "table":
             for name in taken()[:1]:
                 print(f"{name} is taken; the answers go to {short_path(folder)}")
-            print(f"{type(model).__name__} from {path}")
+            print(f"{type(model).__name__} from {names(paths)}")
         if cfg.input is None:
-            score_test_images(model, described.get("datamodule_hyper_parameters", {}), cfg.data_dir, cfg.seed, folder)
+            score_test_images(model, trained_on(described), cfg.data_dir, cfg.seed, folder)
         elif not read_pictures(model, cfg.input.split(BETWEEN), folder, cfg.output):
             if hydra.mode == RunMode.MULTIRUN:  # the jobs after this one go on
                 raise ValueError("input: not every picture could be answered")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from mnist_pl.runs import config  # noqa: F401  # registers the schema
 from mnist_pl.runs.build import build, threads
@@ -22,9 +22,9 @@ from mnist_pl.runs.check import check_test_batches
 from mnist_pl.runs.claim import holding, is_own
 from mnist_pl.runs.consent import again, check_consent, named
 from mnist_pl.runs.errors import one_line_errors, set_up_process
-from mnist_pl.runs.folders import label, said
+from mnist_pl.runs.folders import label, name, said
 from mnist_pl.runs.processes import check_no_sweep, check_same_data, ending_together, has_to_launch, launch
-from mnist_pl.runs.resume import as_composed, changes, expand_resume, find_start, fit, remember, result
+from mnist_pl.runs.resume import as_composed, changes, expand_resume, find_ensemble, find_start, fit, remember, result
 from mnist_pl.runs.side_by_side import one_job
 from mnist_pl.runs.slurm import go_on, note, set_up_job
 from mnist_pl.runs.words import spell_out_none
@@ -50,7 +50,7 @@ def main(cfg: DictConfig) -> float | None:
             cfg = as_composed(cfg, folder)
             check_consent(cfg, sweep)
         check_consent(cfg, cfg.resume)
-        data, model, trainer = build(cfg)
+        data, model, trainer = build(cfg, find_ensemble(cfg))
         start = find_start(model, trainer, cfg.fit, cfg.ckpt_path)
         if start is not None:
             cfg.ckpt_path = str(start)  # `last` will be another one tomorrow
@@ -77,6 +77,8 @@ def main(cfg: DictConfig) -> float | None:
         advise(f"continue with {again(cfg, sweep or folder)}")
         experiment = said(cfg.resume)[0].get("experiment")
         chosen = {"run": label(cfg), "experiment": experiment, "claim": cfg.claim, "seed": cfg.seed}
+        if isinstance(cfg.ckpt_path, ListConfig):
+            chosen["members"] = [name(Path(path)) for path in cfg.ckpt_path]
         with ending_together(trainer):
             return run(data, model, trainer, cfg.fit, start, chosen, OmegaConf.to_container(cfg, resolve=True))
 
@@ -92,8 +94,11 @@ def run(
 ) -> float | None:
     """Fits (or not), tests the best checkpoint, writes summary.json; returns the validation accuracy of the best.
 
+    An ensemble comes with its weights, and its validation images are scored too: no checkpoint tells its figures.
+
     `chosen` is what the summary shall say of the choices; `settings` are for the record.
     """
+    from mnist_pl.models import Ensemble
     from mnist_pl.reading import checkpoint
     from mnist_pl.runs import loggers, summary
 
@@ -109,8 +114,12 @@ def run(
         best = summary.best_checkpoint(trainer)
     facts |= summary.course(trainer) if training else summary.course_before(trained)
     scores = checkpoint.read(best).get("metrics", {}) if best else {}
+    is_joined = isinstance(model, Ensemble)
+    if is_joined and trainer.limit_val_batches:
+        scores = trainer.validate(model, datamodule=data, verbose=False)[0]
     loggers.log_best(trainer, scores)
-    trainer.test(model, datamodule=data, ckpt_path=best, verbose=False, weights_only=True)
+    tested = None if is_joined else best
+    trainer.test(model, datamodule=data, ckpt_path=tested, verbose=False, weights_only=True)
     summed_up = summary.results(trainer, facts, best, scores)
     if trainer.is_global_zero:
         summary.write_json(trainer.default_root_dir, summed_up)

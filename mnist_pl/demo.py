@@ -20,7 +20,7 @@ from omegaconf import DictConfig, ListConfig
 
 from mnist_pl.runs import config  # noqa: F401  # registers the schema
 from mnist_pl.runs.errors import one_line_errors, set_up_process
-from mnist_pl.runs.folders import RUNS, find
+from mnist_pl.runs.folders import RUNS, find, name
 from mnist_pl.runs.words import split
 from mnist_pl.storage import as_typed, printable, short_path
 
@@ -78,12 +78,6 @@ def networks(chosen: list[Path]) -> "list[Network]":
     found = sorted(times, key=lambda path: times[path], reverse=True)[:LISTED]
     names = dict.fromkeys(path.absolute() for path in [*chosen, *found])
     return [Network(name(path), label(path), path) for path in names]
-
-
-def name(checkpoint: Path) -> str:
-    """As it can be typed: the run, where it is its best."""
-    is_best = checkpoint.parts[-2:] == ("checkpoints", "best.ckpt")
-    return short_path(checkpoint.parent.parent if is_best else checkpoint)
 
 
 def label(checkpoint: Path) -> str:

@@ -27,7 +27,7 @@ from omegaconf import DictConfig
 
 from mnist_pl.runs import config  # noqa: F401  # registers the schema
 from mnist_pl.runs.errors import one_line_errors, set_up_process
-from mnist_pl.runs.folders import find
+from mnist_pl.runs.folders import find_all, names
 from mnist_pl.storage import as_typed, markdown, one_line, printable, short_path, write
 
 if TYPE_CHECKING:
@@ -68,11 +68,11 @@ def is_refused(said: Said) -> bool:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     with one_line_errors():
-        path = find(cfg.ckpt_path, "best.ckpt")
+        paths = find_all(cfg.ckpt_path, "best.ckpt")
         found = [] if cfg.pictures is None else find_labelled(as_typed(cfg.pictures), cfg.pictures)
-        from mnist_pl.reading.checkpoint import load_model, own_class
+        from mnist_pl.reading.checkpoint import load, own_class
 
-        model, _ = load_model(path, own_class(cfg.model._target_))
+        model, _ = load(paths, own_class(cfg.model._target_))
         folder = Path(HydraConfig.get().runtime.output_dir)
         digits = test_digits(cfg.data_dir, cfg.pictures is None)
         if cfg.pictures is None:
@@ -81,7 +81,8 @@ def main(cfg: DictConfig) -> None:
         read_all(model, found)
         clean = None if digits is None else read_clean(model, *digits)
         scores = score(found, clean)
-        lines = [f"{type(model).__name__} from {short_path(path)}, {len(found):,} pictures", "", *table(scores)]
+        origin = short_path(paths[0]) if len(paths) == 1 else names(paths)
+        lines = [f"{type(model).__name__} from {origin}, {len(found):,} pictures", "", *table(scores)]
         if digits is None:
             lines += ["", "MNIST is not here: its test digits were not looked at; python -m mnist_pl.data fetches it"]
         lines += by_difficulty(found)

@@ -9,7 +9,7 @@ import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,9 +17,9 @@ from omegaconf import DictConfig
 
 from mnist_pl.runs import config  # noqa: F401  # registers the schema
 from mnist_pl.runs.errors import one_line_errors, set_up_process
-from mnist_pl.runs.folders import find
+from mnist_pl.runs.folders import find_all, names
 from mnist_pl.runs.words import key_of
-from mnist_pl.storage import as_typed, printable, short_path, write
+from mnist_pl.storage import as_typed, new_file, printable, short_path, write
 
 if TYPE_CHECKING:
     from mnist_pl.data import MNISTDataModule
@@ -33,17 +33,17 @@ def main(cfg: DictConfig) -> None:
     with one_line_errors():
         hydra = HydraConfig.get()
         os.chdir(hydra.runtime.cwd)  # where the names were typed, whatever hydra.job.chdir says
-        path = find(cfg.ckpt_path, "best.ckpt")
+        paths = find_all(cfg.ckpt_path, "best.ckpt")
 
-        from mnist_pl.reading.checkpoint import load_model, own_class
+        from mnist_pl.reading.checkpoint import load, own_class, trained_on
         from mnist_pl.reading.export import SUFFIXES, check_format, export, probabilities
         from mnist_pl.runs.summary import git_commit
 
         check_format(cfg.format)
         output = None if cfg.output is None else check_output(cfg.output, cfg.format)
-        model, checkpoint = load_model(path, own_class(cfg.model._target_))
-        print(f"{type(model).__name__} from {path}")
-        data = test_images(checkpoint.get("datamodule_hyper_parameters"), cfg.data_dir)
+        model, checkpoint = load(paths, own_class(cfg.model._target_))
+        print(f"{type(model).__name__} from {names(paths)}")
+        data = test_images(trained_on(checkpoint).get("dataset", "mnist"), cfg.data_dir)
         images, labels = data.splits["test"]
         expected = probabilities(model, images)
         right = expected.argmax(dim=1) == labels
@@ -77,25 +77,15 @@ def check_output(output: str, format: str) -> Path:
     format."""
     from mnist_pl.reading.export import SUFFIXES
 
-    path, said = as_typed(output), f"output={printable(output)}"
-    others = [name for name, suffix in SUFFIXES.items() if path.suffix == suffix and name != format]
+    others = [name for name, suffix in SUFFIXES.items() if as_typed(output).suffix == suffix and name != format]
     if others:
-        raise ValueError(f"{said}: is the name of format={others[0]}, and format is {format}")
-    if path.is_dir():
-        raise ValueError(f"{said}: is a folder; name a file in it")
-    if os.path.lexists(path):
-        raise ValueError(f"{said}: exists, and is not replaced; name another file, or remove it")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ValueError(f"{said}: nothing can be written in {printable(short_path(folder))}; name another folder")
-    return path
+        raise ValueError(f"output={printable(output)}: is the name of format={others[0]}, and format is {format}")
+    return new_file("output", output)
 
 
-def test_images(trained_on: Any, data_dir: str | None) -> "MNISTDataModule":
-    """Those of the data set that was trained on, as far as the checkpoint knows."""
+def test_images(dataset: str, data_dir: str | None) -> "MNISTDataModule":
     from mnist_pl.data import MNISTDataModule
 
-    dataset = trained_on.get("dataset", "mnist") if isinstance(trained_on, dict) else "mnist"
     data = MNISTDataModule(dataset, data_dir, val_size=0)
     data.prepare_data()
     data.setup("test")

@@ -144,12 +144,30 @@ def short_path(path: str | os.PathLike[str]) -> str:
     return str(path.relative_to(typed_in)) if path.is_relative_to(typed_in) else str(path)
 
 
-def as_word(key: str, path: str | os.PathLike[str]) -> str:
-    """`key=path`, to be pasted into a shell: quoted for that and for Hydra, where the path needs it."""
-    text = short_path(path)
-    if text in ("last", "best", "null") or text.startswith("~"):  # which would stand for something else
-        text = os.path.abspath(text)
-    return in_shell(f"{key}={text if read_value(text) == text and '$' not in text else quoted(text)}")
+def new_file(key: str, typed: str) -> Path:
+    """The path that the setting `key` names. Raises ValueError where it exists, or where nothing can be written."""
+    path, said = as_typed(typed), f"{key}={printable(typed)}"
+    if path.is_dir():
+        raise ValueError(f"{said}: is a folder; name a file in it")
+    if os.path.lexists(path):
+        raise ValueError(f"{said}: exists, and is not replaced; name another file, or remove it")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"{said}: nothing can be written in {printable(short_path(folder))}; name another folder")
+    return path
+
+
+def as_word(key: str, path: str | os.PathLike[str] | list[str]) -> str:
+    """`key=path`, to be pasted into a shell: quoted for that and for Hydra, where the path needs it. Or `key=[A,B]`."""
+
+    def literal(path: str | os.PathLike[str]) -> str:
+        text = short_path(path)
+        if text in ("last", "best", "null") or text.startswith("~"):  # which would stand for something else
+            text = os.path.abspath(text)
+        return text if read_value(text) == text and "$" not in text else quoted(text)
+
+    value = f"[{','.join(map(literal, path))}]" if isinstance(path, list) else literal(path)
+    return in_shell(f"{key}={value}")
 
 
 def in_shell(text: str) -> str:

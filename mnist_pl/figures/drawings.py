@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mnist_pl.data import MNISTDataModule, to_float
 from mnist_pl.figures import plots
 from mnist_pl.figures.answers import BINS, LABEL_ERRORS, Answers, find_answers
-from mnist_pl.models import CLASSES
+from mnist_pl.models import CLASSES, Ensemble
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,6 +80,8 @@ class Curves(Drawing):
     name = "curves"
 
     def draw(self, run: Run) -> "Figure | None":
+        if isinstance(run.model, Ensemble):  # which has no course
+            return None
         rows = [row for row in plots.rows(run.folder / "metrics.csv") if "images" in row]  # Record counts them
         if not any("val/loss" in row or "train/loss" in row for row in rows):
             return None
@@ -136,7 +138,7 @@ class Calibration(Drawing):
 
 
 class Filters(Drawing):
-    """The weights of the first layer, up to 64 units of it."""
+    """The weights of the first layer, up to 64 units of it; of an ensemble, of its first network."""
 
     name = "filters"
 
@@ -187,7 +189,7 @@ class Projector(Callback):
 
 
 def _last_layer_inputs(model: LightningModule, images: Tensor) -> Tensor | None:  # (N, 1, 28, 28) -> (N, F)
-    """None where no layer of `model` is linear."""
+    """Of an ensemble, its last network's. None where no layer of `model` is linear, or the last is asked repeatedly."""
     linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
     if not linear:
         return None
@@ -197,7 +199,8 @@ def _last_layer_inputs(model: LightningModule, images: Tensor) -> Tensor | None:
         for part in images.to(model.device).to(next(model.parameters()).dtype).split(250):
             model(part)
     hook.remove()
-    return torch.cat(seen)
+    points = torch.cat(seen)
+    return points if len(points) == len(images) else None
 
 
 def log_picture(logger: Logger, name: str, path: Path, step: int) -> None:

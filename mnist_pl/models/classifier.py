@@ -1,5 +1,6 @@
 """The LightningModule that every network here is: step, metrics, optimiser."""
 
+import re
 from math import isfinite
 from typing import Any
 
@@ -22,6 +23,43 @@ Batch = tuple[Tensor, Tensor]  # images (B, 1, 28, 28) float in [0, 1], labels (
 def class_path(kind: type) -> str:
     """As a `_target_` names it."""
     return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def is_known(kind: type) -> bool:
+    """Whether it is of this project, which finds the class by its name alone."""
+    return kind.__module__.startswith(f"{__package__}.")
+
+
+def known_as(kind: type) -> str:
+    """As a checkpoint names it."""
+    return kind.__name__ if is_known(kind) else class_path(kind)
+
+
+def networks() -> "dict[str, type[DigitClassifier]]":
+    """Those that are imported, by the names that they are known as."""
+    waiting: list[type[DigitClassifier]] = [DigitClassifier]
+    found: dict[str, type[DigitClassifier]] = {}
+    while waiting:
+        subclasses = waiting.pop().__subclasses__()
+        waiting += subclasses
+        found |= {known_as(kind): kind for kind in subclasses}
+    return found
+
+
+def rebuild(kind: "type[DigitClassifier]", settings: dict[str, Any]) -> "DigitClassifier":
+    """From its hyper-parameters, ready to predict; what trains it is left out.
+
+    Without what the class gives its parent by itself: Lightning keeps that as if it had been given from outside.
+    """
+    settings = {**settings, "optimizer": None, "scheduler": None}
+    while True:
+        try:
+            return kind(**settings)
+        except TypeError as error:
+            twice = re.search(r"multiple values for (?:keyword )?argument '(\w+)'", str(error))
+            if twice is None or twice[1] not in settings:
+                raise
+            del settings[twice[1]]
 
 
 class DigitClassifier(LightningModule):

@@ -7,18 +7,22 @@ import pkgutil
 import re
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
+from itertools import takewhile
 from math import inf
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import lightning
 import torch
 from hydra.utils import get_class
 
 from mnist_pl import models
-from mnist_pl.models import DigitClassifier
-from mnist_pl.models.classifier import class_path
+from mnist_pl.models import DigitClassifier, Ensemble
+from mnist_pl.models.classifier import class_path, is_known, known_as, networks, rebuild
+from mnist_pl.models.ensemble import MOST
 from mnist_pl.storage import one_line
 
 # What torch.save writes for numbers, strings, containers and tensors of the usual kinds.
@@ -105,17 +109,51 @@ def known_networks() -> dict[str, type[DigitClassifier]]:
     """By name: DigitClassifier's subclasses in `mnist_pl.models`, and theirs."""
     for module in pkgutil.walk_packages(models.__path__, f"{models.__name__}."):
         import_module(module.name)
-    waiting, found = [DigitClassifier], dict[str, type[DigitClassifier]]()
-    while waiting:
-        subclasses = waiting.pop().__subclasses__()
-        waiting += subclasses
-        found |= {kind.__name__: kind for kind in subclasses if is_known(kind)}
-    return found
+    return {name: kind for name, kind in networks().items() if is_known(kind)}
 
 
-def is_known(kind: type) -> bool:
-    """Whether `load_model` finds the class by itself."""
-    return kind.__module__.startswith(f"{models.__name__}.")
+def load(paths: Sequence[Path], own: type | None = None) -> tuple[DigitClassifier, dict[str, Any]]:
+    """`load_model` of one checkpoint, or `join` of several."""
+    return load_model(paths[0], own) if len(paths) == 1 else join(paths, own)
+
+
+def join(paths: Sequence[Path], own: type | None = None, **how: Any) -> tuple[Ensemble, dict[str, Any]]:
+    """The networks of some checkpoints as an Ensemble, ready to predict; returns it with a checkpoint of its own.
+
+    It takes what the first says of its data. `own` is the class that the caller trusts, as for `load_model`; `how` has
+    the Ensemble's other settings.
+
+    Raises:
+        ValueError: a file is not a checkpoint of this project, or they were trained on different data sets.
+    """
+    members: list[DigitClassifier] = []
+    about: list[dict[str, Any]] = []  # of the data of each
+    for path in paths:
+        is_ours = own is not None and class_name(read(path)) in known_networks()
+        network, checkpoint = load_model(path, None if is_ours else own)
+        members.append(network)
+        about.append(trained_on(checkpoint))
+        if about[-1].get("dataset") != about[0].get("dataset"):
+            raise ValueError(
+                f"ckpt_path={path}: was trained on {one_line(about[-1].get('dataset'))}, and {paths[0]} on "
+                f"{one_line(about[0].get('dataset'))}; only networks of one data set answer together"
+            )
+    try:
+        ensemble = Ensemble.of(members, **how)
+    except ValueError as error:
+        raise ValueError(f"ckpt_path=[{','.join(map(str, paths))}]: {error}") from error
+    if any(data.get("val_size") != about[0].get("val_size") for data in about):  # no images that all held out
+        about[0]["val_size"] = 0
+    checkpoint = {"pytorch-lightning_version": lightning.__version__, "datamodule_hyper_parameters": about[0]}
+    checkpoint |= {"state_dict": ensemble.state_dict(), "hyper_parameters": dict(ensemble.hparams)}
+    ensemble.on_save_checkpoint(checkpoint)
+    return ensemble, checkpoint
+
+
+def trained_on(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The data module's hyper-parameters, as far as the checkpoint knows."""
+    about = checkpoint.get("datamodule_hyper_parameters")
+    return about if isinstance(about, dict) else {}
 
 
 def load_model(path: Path, own: type | None = None) -> tuple[DigitClassifier, dict[str, Any]]:
@@ -128,18 +166,16 @@ def load_model(path: Path, own: type | None = None) -> tuple[DigitClassifier, di
     """
     checkpoint = read(path)
     kind = _find_class(path, checkpoint, own)
-    settings = {**checkpoint["hyper_parameters"], "optimizer": None, "scheduler": None}
-    weights = checkpoint["state_dict"]
+    settings, weights = checkpoint["hyper_parameters"], checkpoint["state_dict"]
     try:
-        if any(isinstance(value, list) and len(value) > len(weights) for value in settings.values()):
-            raise ValueError("it describes more layers than it has weights")
+        _check_lengths(settings, weights)
         with torch.device("meta"):  # shapes without memory, whatever sizes a stranger's file asks for
-            sketch = _build(kind, settings).eval()
+            sketch = rebuild(kind, settings).eval()
             _compare(sketch, weights)
             measure(sketch, path.stat().st_size)
         if not all(tensor.isfinite().all() for tensor in _tensors(weights)):
             raise ValueError("some of its weights are NaN or infinite")
-        model = _build(kind, settings)
+        model = rebuild(kind, settings)
         model.load_state_dict(weights)
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
@@ -158,19 +194,34 @@ def own_class(name: str | None) -> type | None:
         raise ValueError(f"model._target_={name}: {one_line(error)}") from error
 
 
-def _build(kind: type[DigitClassifier], settings: dict[str, Any]) -> DigitClassifier:
-    """Without what the class gives its parent by itself: Lightning keeps that as if it had been given from outside."""
-    while True:
-        try:
-            return kind(**settings)
-        except TypeError as error:
-            twice = re.search(r"multiple values for (?:keyword )?argument '(\w+)'", str(error))
-            if twice is None or twice[1] not in settings:
-                raise
-            del settings[twice[1]]
+def _check_lengths(settings: dict[str, Any], weights: dict[str, Any]) -> None:
+    """Raises ValueError where a list is longer than there are weights, of the whole or of a member of an ensemble."""
+    counts = Counter(str(name).split(".")[:2][-1] for name in weights)  # of `net.0.net.1.bias`, by the member
+    parts = [(settings, len(weights))]
+    parts += [(member["hyper_parameters"], counts[str(number)]) for number, member in enumerate(_members(settings))]
+    for described, most in parts:
+        if any(isinstance(value, list | tuple) and len(value) > most for value in described.values()):
+            raise ValueError("it describes more layers than it has weights")
+
+
+def _members(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """What an ensemble says of each, up to the first that is not as it should be, or one too many."""
+    members = settings.get("members")
+    given = members[: MOST + 1] if isinstance(members, list) else []
+    return [*takewhile(lambda one: isinstance(one, dict) and isinstance(one.get("hyper_parameters"), dict), given)]
 
 
 def _find_class(path: Path, checkpoint: dict[str, Any], own: type | None) -> type[DigitClassifier]:
+    if class_name(checkpoint) != Ensemble.__name__:
+        return _find_network(path, checkpoint, own)
+    for member in _members(checkpoint["hyper_parameters"]):
+        name = str(member.get("model"))
+        described = {"model": name.rpartition(".")[2], "model_class": name}
+        _find_network(path, described, None if name in known_networks() else own)
+    return Ensemble
+
+
+def _find_network(path: Path, checkpoint: dict[str, Any], own: type | None) -> type[DigitClassifier]:
     name, known = class_name(checkpoint), known_networks()
     if own is None:
         if name in known:
@@ -224,7 +275,7 @@ def check_fits(path: Path, model: DigitClassifier) -> dict[str, Any]:
     """
     checkpoint = read(path)
     kind = type(model)
-    name = kind.__name__ if is_known(kind) else class_path(kind)
+    name = known_as(kind)
     if class_name(checkpoint) not in (name, kind.__name__):
         raise ValueError(
             f"ckpt_path={path}: holds the network {class_name(checkpoint)} and model is {name}; "

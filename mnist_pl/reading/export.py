@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from mnist_pl.data import to_float
 from mnist_pl.data.digits import BOX, CENTRE, SIDE
-from mnist_pl.models import DigitClassifier
+from mnist_pl.models import DigitClassifier, Ensemble
 from mnist_pl.reading.ink import STROKE
 from mnist_pl.storage import one_line
 
@@ -166,12 +166,19 @@ def _text(value: Any) -> str:
 
 
 def _as_page(model: DigitClassifier, facts: dict[str, Any], images: Tensor, expected: Tensor) -> tuple[bytes, Answer]:
-    layers, weights = _layers(model)
+    together: list[Any] = [model]  # networks, whose mean the page takes
+    if isinstance(model, Ensemble):
+        if model.vote != "mean" or model.shifts:
+            raise ValueError(
+                f"format=html: a page has the mean of what networks say of one image, and this ensemble has vote="
+                f"{model.vote} and shifts={model.shifts}; format=onnx may do"
+            )
+        together = list(model.net)
+    weights: list[np.ndarray] = []
+    members = [{"mean": one.mean, "std": one.std, "layers": _layers(one, weights)} for one in together]
     network = {
         **facts,
-        "mean": model.mean,
-        "std": model.std,
-        "layers": layers,
+        "members": members,
         "weights": _base64(np.concatenate(weights).astype("<f4").tobytes()),
         # With which a browser finds out whether it computes what PyTorch does:
         "example": {"pixels": _base64(images[0].numpy().tobytes()), OUTPUT: expected[0].tolist()},
@@ -193,21 +200,18 @@ def _base64(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-def _layers(model: DigitClassifier) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
-    """What the page's script has to do, in order, with where each layer's weights begin; and the weights."""
+def _layers(model: DigitClassifier, weights: list[np.ndarray]) -> list[dict[str, Any]]:
+    """What the page's script has to do, in order, with where each layer's weights begin, once added to `weights`."""
     name = type(model).__name__
     if type(model).forward is not DigitClassifier.forward or type(model.net) is not nn.Sequential:
         raise ValueError(
             f"format=html: {name} is not a plain sequence of layers after the normalisation; format=onnx may do"
         )
-    weights: list[np.ndarray] = []
-    length = 0
 
     def keep(tensor: Tensor) -> int:
-        nonlocal length
+        start = sum(map(len, weights))
         weights.append(tensor.detach().float().contiguous().flatten().numpy())
-        length += len(weights[-1])
-        return length - len(weights[-1])
+        return start
 
     layers: list[dict[str, Any]] = []
     waiting = list(model.net)
@@ -222,7 +226,7 @@ def _layers(model: DigitClassifier) -> tuple[list[dict[str, Any]], list[np.ndarr
                 shown = one_line(layer) if not list(layer.children()) else type(layer).__name__
                 raise ValueError(f"format=html: has no layer as {shown} of {name}; format=onnx may do")
             layers.append(described)
-    return layers, weights
+    return layers
 
 
 def _describe(layer: nn.Module, flat: bool, keep: Callable[[Tensor], int]) -> dict[str, Any] | None:
@@ -277,8 +281,13 @@ def _run(network: dict[str, Any], images: Tensor) -> Tensor:  # (N, 1, 28, 28) i
     def kept(layer: dict[str, Any], name: str, *shape: int) -> Tensor:
         return weights[layer[name] :][: int(np.prod(shape))].view(shape)
 
-    values = (images - network["mean"]) / network["std"]
-    for layer in network["layers"]:
+    answers = [_answer(member, kept, images) for member in network["members"]]
+    return torch.stack(answers).mean(dim=0)
+
+
+def _answer(member: dict[str, Any], kept: Callable[..., Tensor], images: Tensor) -> Tensor:
+    values = (images - member["mean"]) / member["std"]
+    for layer in member["layers"]:
         outputs = layer.get("outputs", 0)
         match layer["kind"]:
             case "relu":

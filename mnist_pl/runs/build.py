@@ -48,8 +48,10 @@ PROCESSES_FOR_A_CORE = 8  # at the most; beyond that, it was not meant
 _threads = 0  # that PyTorch begins with
 
 
-def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]":
-    """Builds what the configuration describes, and seeds the random numbers.
+def build(
+    cfg: DictConfig, ensemble: "DigitClassifier | None" = None
+) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]":
+    """Builds what the configuration describes, and seeds the random numbers. An `ensemble` is the network then.
 
     Raises:
         ValueError: a setting is misspelt, of the wrong kind or out of range; the message is one line and names it.
@@ -94,9 +96,10 @@ def build(cfg: DictConfig) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]"
     if cfg.trainer.get("precision") == "16-mixed" and cfg.optimizer.get("fused", False) is None:
         cfg.optimizer.fused = False  # whose scaled gradients cannot be clipped
     data: MNISTDataModule = construct("data", _plain(cfg.data), _instantiate, MNISTDataModule)
-    model: DigitClassifier = construct("model", _plain(cfg.model), _make_model, DigitClassifier)
+    model = ensemble or construct("model", _plain(cfg.model), _make_model, DigitClassifier)
     _check_own(model, data)
-    _try_optimizer_and_scheduler(_plain(cfg.model))
+    if ensemble is None:
+        _try_optimizer_and_scheduler(_plain(cfg.model))
     return data, model, _make_trainer(cfg, data, model)
 
 

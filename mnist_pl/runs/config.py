@@ -24,7 +24,7 @@ class Train:
     seed: int = 1
     threads: int | None = None
     fit: bool = True
-    ckpt_path: str | None = None
+    ckpt_path: Any = None
     resume: str | None = None
     claim: float | None = None
 
@@ -47,7 +47,7 @@ class Named:
 
 @dataclass
 class Predict:
-    ckpt_path: str | None = None
+    ckpt_path: Any = None
     input: str | None = None
     data_dir: str | None = None
     seed: int | None = None
@@ -57,7 +57,7 @@ class Predict:
 
 @dataclass
 class Export:
-    ckpt_path: str | None = None
+    ckpt_path: Any = None
     format: str = "onnx"
     output: str | None = None
     data_dir: str | None = None
@@ -65,8 +65,17 @@ class Export:
 
 
 @dataclass
+class Ensemble:
+    ckpt_path: Any = None
+    output: str = MISSING
+    vote: str = "mean"
+    shifts: int = 0
+    model: Named = field(default_factory=Named)
+
+
+@dataclass
 class Evaluate:
-    ckpt_path: str | None = None
+    ckpt_path: Any = None
     pictures: str | None = None
     simulated: str = MISSING
     data_dir: str | None = None
@@ -86,6 +95,7 @@ ConfigStore.instance().store("train_schema", Train)
 ConfigStore.instance().store("tune_schema", Tune)
 ConfigStore.instance().store("predict_schema", Predict)
 ConfigStore.instance().store("export_schema", Export)
+ConfigStore.instance().store("ensemble_schema", Ensemble)
 ConfigStore.instance().store("evaluate_schema", Evaluate)
 ConfigStore.instance().store("demo_schema", Demo)
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from mnist_pl.runs import plan
 from mnist_pl.runs.words import key_of
-from mnist_pl.storage import as_typed, printable
+from mnist_pl.storage import as_typed, printable, short_path
 
 RESUMED = "resumed"  # the name of the primary configuration with resume=
 OURS = ("resume", "ckpt_path")  # settings that resume= adds itself
@@ -40,6 +41,8 @@ def label(cfg: Any) -> str:
     """The run in a few words, for lists of runs: what was chosen, and what else the command line overrides."""
     choices, overrides = said(cfg.get("resume"))
     data = cfg.data.get("dataset") or cfg.data._target_.rpartition(".")[2]
+    if members := cfg.model.get("members"):
+        return f"{data}-ensemble-of-{len(members)}"
     parts = [data, choices.get("experiment") or f"{choices['model']}-{choices['optimizer']}"]
     parts.append(f"lr{cfg.optimizer.lr:g}")
     for override in overrides:
@@ -78,6 +81,43 @@ def find(path: str | os.PathLike[str] | None, *names: str) -> Path:
     is_folder = start.is_dir()
     missing = f"the folder holds no checkpoints/{names[0]}" if is_folder else "there is no such file or folder"
     raise ValueError(f"ckpt_path={printable(path)}: {missing}")
+
+
+def find_all(ckpt_path: Any, *names: str) -> list[Path]:
+    """What `find` finds of `ckpt_path`, or of each of several: networks that answer together. Of a sweep, its jobs.
+
+    Raises:
+        ValueError: one of them is not there, or is named twice.
+    """
+    several = isinstance(ckpt_path, ListConfig | list)
+    paths = list(ckpt_path) if several else [ckpt_path]
+    said = f"ckpt_path={printable(ckpt_path)}"
+    if not paths:
+        raise ValueError(f"{said}: is empty; name runs or checkpoints, as ckpt_path=[A,B]")
+    found: list[Path] = []
+    for path in paths:
+        if isinstance(path, bool | dict | list | DictConfig | ListConfig) or (several and path is None):
+            raise ValueError(f"{said}: must be a run or a checkpoint, or several: ckpt_path=[A,B]")
+        folder = None if path is None else as_typed(str(path))
+        jobs = folder.glob(f"**/checkpoints/{names[0]}") if folder is not None and plan.is_sweep(folder) else ()
+        found += sorted(jobs, key=lambda file: (len(str(file)), file)) or [
+            find(None if path is None else str(path), *names)
+        ]
+    twice = [file for number, file in enumerate(found) if file.resolve() in map(Path.resolve, found[:number])]
+    if twice:
+        raise ValueError(f"{said}: names {printable(twice[0])} twice; name each once")
+    return found
+
+
+def name(checkpoint: Path) -> str:
+    """As it can be typed: the run, where it is its best."""
+    is_best = checkpoint.parts[-2:] == ("checkpoints", "best.ckpt")
+    return short_path(checkpoint.parent.parent if is_best else checkpoint)
+
+
+def names(checkpoints: list[Path]) -> str:
+    """For people."""
+    return printable(", ".join(map(name, checkpoints)) if len(checkpoints) > 1 else checkpoints[0])
 
 
 def newest_run() -> Path:

@@ -3,12 +3,13 @@
 1. `expand_resume` makes the settings that the run was composed with the primary configuration, before Hydra reads the
    command line; what it says comes on top. Of a sweep, it repeats the command.
 2. `as_composed` has a job of a sweep that is resumed go on with its own settings.
-3. `find_start` finds the checkpoint, and refuses one that does not fit, before anything is done.
+3. `find_ensemble` and `find_start` find the checkpoints, and refuse one that does not fit, before anything is done.
 4. `remember` writes the settings into the run's folder, once all was checked.
 The rest is Lightning's, with `engine/resume.py` for the exact bits.
 """
 
 import json
+import logging
 import re
 import sys
 from pathlib import Path
@@ -16,18 +17,20 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from mnist_pl.runs import plan
 from mnist_pl.runs.config import Train
-from mnist_pl.runs.folders import NEWEST, RESUMED, existing_checkpoint, find, newest_run, said
+from mnist_pl.runs.folders import NEWEST, RESUMED, existing_checkpoint, find, find_all, newest_run, said
 from mnist_pl.runs.words import PRESETS, key_of, split
-from mnist_pl.storage import as_typed, as_word, quoted, read_value, remove_parts, write
+from mnist_pl.storage import as_typed, as_word, printable, quoted, read_value, remove_parts, write
 
 if TYPE_CHECKING:
     from lightning import Trainer
 
-    from mnist_pl.models import DigitClassifier
+    from mnist_pl.models import DigitClassifier, Ensemble
+
+log = logging.getLogger(__name__)
 
 LASTING = re.compile(r"\$\{(?!(hydra|label):)[\w.]+:")  # `${oc.env:LR}`, `${now:...}`: may be another value tomorrow
 FALSE = ("false", "no", "off", "0")
@@ -147,8 +150,40 @@ def _store(settings: Any, folder: Path, conf: Path, keys: list[str]) -> None:
     ConfigStore.instance().store(RESUMED, {**settings, **ours})
 
 
-def find_start(model: "DigitClassifier", trainer: "Trainer", fit: bool, ckpt_path: str | None) -> Path | None:
-    """The checkpoint to resume from, or to test.
+def find_ensemble(cfg: DictConfig) -> "Ensemble | None":
+    """What `ckpt_path` names, where that is several networks, or a file that joins some; `cfg` then tells of it.
+
+    Raises:
+        ValueError: there is none, or it is to be trained further.
+    """
+    from mnist_pl.models import Ensemble
+    from mnist_pl.models.classifier import class_path
+    from mnist_pl.reading.checkpoint import class_name, load, own_class, read, trained_on
+
+    if cfg.ckpt_path is None:
+        return None
+    paths = find_all(cfg.ckpt_path, *(NEWEST if cfg.fit else ("best.ckpt",)))
+    cfg.ckpt_path = [str(path) for path in paths] if len(paths) > 1 else str(paths[0])
+    if len(paths) == 1 and class_name(read(paths[0])) != Ensemble.__name__:
+        return None
+    if cfg.fit:
+        raise ValueError(
+            f"ckpt_path={printable(cfg.ckpt_path)}: is an ensemble, whose members are trained one by one; continue "
+            "one of them, or say fit=false to only test it"
+        )
+    model, checkpoint = load(paths, own_class(cfg.model._target_))
+    assert isinstance(model, Ensemble)
+    cfg.model = {"_target_": class_path(Ensemble), **model.hparams}
+    if trained_on(checkpoint).get("val_size") != cfg.data.get("val_size"):
+        log.info("without validation: its images are not those that all members held out")
+        cfg.trainer.limit_val_batches = 0
+    return model
+
+
+def find_start(
+    model: "DigitClassifier", trainer: "Trainer", fit: bool, ckpt_path: str | ListConfig | None
+) -> Path | None:
+    """The checkpoint to resume from, or to test; None where there are several, which `model` has already.
 
     Raises:
         ValueError: there is none, it does not fit, or another run would be written over.
@@ -156,7 +191,7 @@ def find_start(model: "DigitClassifier", trainer: "Trainer", fit: bool, ckpt_pat
     from mnist_pl.reading.checkpoint import check_continues, check_fits
 
     folder = Path(trainer.default_root_dir)
-    start = None if ckpt_path is None else find(ckpt_path, *(NEWEST if fit else ("best.ckpt",)))
+    start = find(ckpt_path, *(NEWEST if fit else ("best.ckpt",))) if isinstance(ckpt_path, str) else None
     existing = existing_checkpoint(folder)
     if existing is not None and (start is None or not fit or not existing.samefile(start)):
         raise ValueError(
@@ -164,7 +199,7 @@ def find_start(model: "DigitClassifier", trainer: "Trainer", fit: bool, ckpt_pat
             f"{as_word('resume', folder)}"
         )
     if start is None:
-        if not fit:
+        if not fit and ckpt_path is None:
             raise ValueError("fit=false only tests, and needs ckpt_path: a checkpoint or a run folder")
         return None
     trained = check_fits(start, model)

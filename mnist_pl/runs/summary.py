@@ -19,9 +19,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from mnist_pl.data import MNISTDataModule
 from mnist_pl.engine.checkpoints import Best
 from mnist_pl.engine.record import Record
-from mnist_pl.models import DigitClassifier
-from mnist_pl.models.classifier import ADAM, class_path
-from mnist_pl.reading.checkpoint import is_known
+from mnist_pl.models import DigitClassifier, Ensemble
+from mnist_pl.models.classifier import ADAM, class_path, is_known
 from mnist_pl.runs.claim import taken
 from mnist_pl.storage import as_word, in_shell, printable, short_path, write
 
@@ -30,11 +29,12 @@ DIGIT = "vs_digit/acc_"  # what GatherAnswers logs
 
 def describe(trainer: Trainer, model: DigitClassifier, data: MNISTDataModule, chosen: dict[str, Any]) -> dict[str, Any]:
     """What was chosen, one value each; `chosen` has what only the command line knows: run, seed, experiment, claim."""
+    trained = not isinstance(model, Ensemble)
     return {
         "data": data.dataset,
         "model": type(model).__name__,
-        "optimizer": (model.hparams["optimizer"] or ADAM)["_target_"].rpartition(".")[2],
-        "lr": model.lr,
+        "optimizer": (model.hparams["optimizer"] or ADAM)["_target_"].rpartition(".")[2] if trained else None,
+        "lr": model.lr if trained else None,
         "batch_size": data.hparams["batch_size"],
         "epochs": trainer.max_epochs,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -50,14 +50,14 @@ def header(trainer: Trainer, data: MNISTDataModule, facts: dict[str, Any]) -> st
     lines = {
         "data": f"{facts['data']}: {train} training, {val} validation, {test} test images",
         "model": f"{facts['model']}, {facts['parameters']:,} parameters",
-        "with": f"{facts['optimizer']}, lr {facts['lr']:g}, batches of {batches}, seed {facts['seed']}",
+        "with": facts["lr"] and f"{facts['optimizer']}, lr {facts['lr']:g}, batches of {batches}, seed {facts['seed']}",
         "on": _device(trainer),
         "in": printable(short_path(trainer.default_root_dir) + "".join(f" ({name} is taken)" for name in taken()[:1])),
     }
     wrap = partial(
         textwrap.fill, width=shutil.get_terminal_size().columns, subsequent_indent=" " * 10, break_long_words=False
     )
-    return "\n".join(wrap(f"{name:10}{text}", break_on_hyphens=False) for name, text in lines.items()) + "\n"
+    return "\n".join(wrap(f"{name:10}{text}", break_on_hyphens=False) for name, text in lines.items() if text) + "\n"
 
 
 def results(
@@ -155,8 +155,8 @@ def table(summary: dict[str, Any], trainer: Trainer) -> str:
         first = Path(where).parts[:1]
         runs = where if first in ((), ("..",), (Path(where).anchor,)) else first[0]
         more["look"] = "tensorboard --logdir " + in_shell(re.sub("^(?=[-~])", "./", runs))
-    if summary["best_checkpoint"]:
-        tested = where if summary["train_seconds"] else summary["best_checkpoint"]
+    if tested := summary.get("members") or summary["best_checkpoint"]:
+        tested = where if summary["train_seconds"] else tested
         kind = type(trainer.lightning_module)
         own = "" if is_known(kind) else f" model._target_={class_path(kind)}"
         more["predict"] = f"python predict.py {as_word('ckpt_path', tested)}{own}"
