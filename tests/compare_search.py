@@ -43,7 +43,7 @@ def study(folder: Path, sampler: str, seed: int, trials: int) -> dict[str, Any]:
     with open(folder / "trials.csv", newline="") as file:
         rows = sorted(csv.DictReader(file), key=lambda row: int(row["trial"]))
     again = [
-        train(folder / f"again-{fresh}", f"--config-dir={folder}", "experiment=best", f"seed={fresh}")
+        train(folder / f"again-{fresh}", f"--config-dir={folder}", "experiment=found", f"seed={fresh}")
         for fresh in FRESH
     ]
     return {"rows": rows, "again": again}

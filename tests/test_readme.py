@@ -88,7 +88,7 @@ def test_a_command_runs(command: str, folder: Path) -> None:
         assert execute(folder, "mnist_pl/tune.py", "study=studies/mine", *TRIED).code == 0
     if words[0] == "train.py" and " resume=" not in command:
         words = [*words, *SHORT[:2]] if "ckpt_path" in command else shorten(words)  # whose epochs stay as long
-        if re.search("experiment=[^b]|presets|ckpt_path", command):  # presets do without a fallback
+        if re.search("experiment=(?!found)|presets|ckpt_path", command):  # presets do without a fallback
             words.append("data=digits")
         if "presets" in command:
             words.append("seed=1")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SHOWN = 10  # trials in the terminal; the files have all
 ENOUGH = 8  # trials, to say what matters; below, it would be chance alone
-PRESET = Path("experiment", "best.yaml")  # so that --config-dir=STUDY finds it
+PRESET = Path("experiment", "found.yaml")  # so that --config-dir=STUDY finds it
 OF_A_RUN = (*LABELLED, "seed")  # what a preset sets; not what watches and records a run
 
 
