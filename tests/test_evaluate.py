@@ -138,7 +138,8 @@ def test_bad_input(run: Run, trained: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"single/{name} does not begin with .*; name it as single/7_1.png"):
             find_labelled(folder, "set")
         (folder / "single" / name).unlink()
-    assert "not downloaded" in one_line(run("mnist_pl/evaluate.py", f"ckpt_path={trained}", "data_dir=nowhere"))
+    line = one_line(run("mnist_pl/evaluate.py", f"ckpt_path={trained}", "data_dir=nowhere"))
+    assert "not downloaded" in line and "a training also takes data=digits" in line
 
 
 def test_words_that_make_pictures_hard_have_rows(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def fetch(dataset: str, data_dir: str | os.PathLike[str] | None = None, mirrors:
     name = SOURCES[dataset].__name__
     raise type(left)(
         f"{left}; not downloaded ({'; '.join(tried)}). Put the four .gz files into {folder}, or set MNIST_ROOT to the "
-        f"folder that has {name}/raw, or data.mirrors to servers that have the files, or say data=digits"
+        f"folder that has {name}/raw; a training also takes data=digits, and servers that have the files: data.mirrors"
     )
 
 

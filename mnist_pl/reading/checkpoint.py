@@ -228,8 +228,8 @@ def _find_network(path: Path, checkpoint: dict[str, Any], own: type | None) -> t
             return known[name]
         if re.fullmatch(r"\w+(\.\w+)+", name):
             raise ValueError(
-                f"ckpt_path={path}: holds the network {name}, which is not of this project; to have that code run, say "
-                f"model._target_={name}"
+                f"ckpt_path={path}: holds the network {name}, which is not of this project; predict.py, evaluate and "
+                f"export run that code where they are told model._target_={name}"
             )
         raise ValueError(f"ckpt_path={path}: holds a {name!r}, not one of {', '.join(known)}")
     if not issubclass(own, DigitClassifier):
