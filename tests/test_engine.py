@@ -232,7 +232,8 @@ def test_private_names_of_others_are_used_in_the_engine_alone() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
                 of_its_own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
-                config = node.attr in ("_target_", "_exit")  # of a configuration; of os, which documents it
-                if not of_its_own and not config:
+                # Of a configuration; of os and of named tuples, which document theirs.
+                public = node.attr in ("_target_", "_exit", "_fields", "_replace")
+                if not of_its_own and not public:
                     where = f"{path.relative_to(ROOT)}:{node.lineno}: {node.attr}"
                     assert path.parent.name == "engine" and node.attr in listed, where

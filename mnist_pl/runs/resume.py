@@ -163,7 +163,8 @@ def find_ensemble(cfg: DictConfig) -> "Ensemble | None":
     if cfg.ckpt_path is None:
         return None
     paths = find_all(cfg.ckpt_path, *(NEWEST if cfg.fit else ("best.ckpt",)))
-    cfg.ckpt_path = [str(path) for path in paths] if len(paths) > 1 else str(paths[0])
+    if len(paths) > 1 or not isinstance(cfg.ckpt_path, str):  # one name stays as it was typed
+        cfg.ckpt_path = [str(path) for path in paths] if len(paths) > 1 else str(paths[0])
     if len(paths) == 1 and class_name(read(paths[0])) != Ensemble.__name__:
         return None
     if cfg.fit:
