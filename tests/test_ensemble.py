@@ -360,6 +360,10 @@ def test_it_is_taken_elsewhere(
     ensemble, images = join(paths, **how)[0], (255 * digits[0][:40, 0]).round().byte()
     expected = probabilities(ensemble, images)
     facts = {"made_by": "mnist_pl 1.2.3", "classes": [str(digit) for digit in range(10)]}
+    if format == "html" and how:  # its script has the mean alone
+        with pytest.raises(ValueError, match="format=html: .* vote=majority and shifts=1; format=onnx may do"):
+            export(ensemble, format, images, expected, facts)
+        return
     _, answers = export(ensemble, format, images, expected, facts)
     assert (answers - expected).abs().max() < TOLERANCE
 
