@@ -200,7 +200,7 @@ def test_the_printed_command_predicts(run: Run, own: Any, tmp_path: Path) -> Non
     assert words == ["predict.py", "ckpt_path=run", "model._target_=my_parts.Recurrent"]
     ended = run(*words)
     assert ended.code == 0 and "of 300 test images right" in ended.out, ended.err
-    assert one_line(run("predict.py", "ckpt_path=run")).endswith(f"say {words[-1]}")
+    assert one_line(run("predict.py", "ckpt_path=run")).endswith(f" told {words[-1]}")
     assert "model._target_=my_parts.Other: " in one_line(
         run("predict.py", "ckpt_path=run", "model._target_=my_parts.Other")
     )
