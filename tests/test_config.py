@@ -30,6 +30,7 @@ from conftest import ROOT, Run, Train, one_line
         ("data.mirrors=[nonsense]", ["data.mirrors", "nonsense", "addresses"]),
         ("data.augment={shift: -1}", ["data.augment.shift", "-1"]),
         ("data.augment={sheer: 1}", ["data", "sheer"]),
+        ("data.augment={shift: 1} data.augment.shear=1", ["there are shift", "+data.augment.shear=… adds another"]),
         ("data.augment={gaps: wide}", ["data.augment.gaps", "number", "'wide'"]),
         ("data.augment={thickness: 2}", ["data.augment.thickness", "0 to 1", "2"]),
         ("data.nondigits=-1", ["data.nondigits", "from 0", "-1"]),

@@ -123,7 +123,10 @@ def explain(error: Exception) -> str:
         if str(cause.key) in GROUPS:
             return f"{cause.full_key}: is a group of its own; say {cause.key}=none"
         known = [key for key in map(str, cause.parent_node) if not key.startswith("_")]
-        return f"{cause.full_key}: there is no such setting; {suggest(str(cause.key), known)}"
+        hint = suggest(str(cause.key), known)
+        if hint.startswith("there are") and "." in str(cause.full_key):  # of these, or of what its class takes beyond
+            hint += f"; +{cause.full_key}=… adds another"
+        return f"{cause.full_key}: there is no such setting; {hint}"
     text = str(error)
     number = getattr(error, "errno", None) or getattr(cause, "errno", None)
     if number in UNWRITABLE:
