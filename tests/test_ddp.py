@@ -69,7 +69,8 @@ def test_two_processes_share_the_work_and_count_every_test_image_once(run: Run, 
     assert last["images_seen"] == 2 * 1297 and facts["processes"] == 2
 
 
-@pytest.mark.parametrize("strategy", ["ddp_fork", *(pytest.param(name, marks=LONG) for name in ("ddp", "ddp_spawn"))])
+@LONG
+@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp", "ddp_spawn"])
 def test_three_processes_and_numbers_that_do_not_divide(run: Run, tmp_path: Path, strategy: str) -> None:
     words = [*QUICK, *THREE, f"trainer.strategy={strategy}", "trainer.max_epochs=2", "trainer.val_check_interval=0.5"]
     ended = run("train.py", *words, "callbacks.last.every_n_minutes=0.001", "hydra.run.dir=run")
@@ -316,15 +317,16 @@ def test_of_the_processes_of_torchrun_the_first_one_speaks_and_writes(tmp_path: 
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (
+        pytest.param(
             ["trainer=ddp", "trainer.devices=3"],
             "trainer.devices=3, trainer.num_nodes=1: torchrun has started 2 processes",
+            marks=LONG,
         ),
         (
             ["trainer.devices=1"],
             "trainer.devices=1, trainer.num_nodes=1: torchrun has started 2 processes; say trainer=ddp",
         ),
-        (["trainer=ddp", "optimizer.lr=-1"], "optimizer.lr must be"),
+        pytest.param(["trainer=ddp", "optimizer.lr=-1"], "optimizer.lr must be", marks=LONG),
         (["trainer=ddp", "-m"], "-m: torchrun has started 2 processes"),
     ],
 )

@@ -13,6 +13,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from drawn import DIGITS, answered, draw, points
 from PIL import Image, ImageDraw
 from test_dashboard import CHROMIUM, FLAGS, SCREENSHOTS
 
-pytest.importorskip("gradio")
+pytestmark = pytest.mark.skipif(find_spec("gradio") is None, reason="gradio is not installed")  # takes long to import
 
 PROGRAM = "mnist_pl/demo.py"
 LIMIT = 2_000_000  # bytes of a picture
@@ -235,6 +236,7 @@ def test_a_command_of_the_readme_runs(command: str, served: Served, tmp_path: Pa
     assert "outputs/old" in done.stdout or json.loads(done.stdout)["answer"] == "3"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("block", re.findall(r"```python\n([^`]*gradio_client[^`]*)```", TEXT))
 def test_the_python_of_the_readme_runs(block: str, served: Served, tmp_path: Path) -> None:
     (tmp_path / "seven.png").write_bytes(drawing("3"))
@@ -411,6 +413,7 @@ def test_without_a_run_it_says_so(run: Run) -> None:
 # What people see:
 
 
+@pytest.mark.long
 def test_the_page_answers_what_is_drawn(served: Served, visit: Visit) -> None:
     page = visit(served)
     draw(page, DIGITS[3])

@@ -238,7 +238,7 @@ def answers(page: Any, images: Tensor) -> Tensor:  # (N, 28, 28) uint8 -> (N, 10
     return torch.tensor(page.evaluate("(images) => images.map(probabilities)", pixels))
 
 
-@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize("network", MORE[:2], ids=NETWORKS)
 def test_a_page_answers_as_pytorch(network: Callable[[], DigitClassifier], open_page: Open, digits: Tensor) -> None:
     content, expected = written(made(network()), "html", digits[:20])
     page = open_page(content)

@@ -102,7 +102,7 @@ MOMENTS = {  # 82 steps make an epoch
 
 
 # The others, and more, are among the random stops of test_stops.py too, within one process.
-BRIEFLY = ("mid-epoch, several steps in a round", "before gradients are complete")
+BRIEFLY = ("mid-epoch, several steps in a round",)
 
 
 class EachBatch(Callback):
@@ -140,6 +140,7 @@ def test_a_signal_stops_a_run_that_is_then_resumed(
     same_runs(whole(*WORDS, *more), tmp_path / "run")
 
 
+@pytest.mark.long
 @pytest.mark.promise("a stopped run is resumed to the same bits", "2 epochs, then resume= or ckpt_path= to 4")
 def test_two_epochs_and_two_more_are_four(
     run: Run, tmp_path: Path, whole: Whole, record_property: Callable[[str, Any], None]
@@ -224,7 +225,10 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(run: Run, tmp_path
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) > 3
 
 
-@pytest.mark.parametrize(("setting", "step"), [("every_n_train_steps=50", 50), ("every_n_minutes=0.0001", 80)])
+@pytest.mark.parametrize(
+    ("setting", "step"),
+    [("every_n_train_steps=50", 50), pytest.param("every_n_minutes=0.0001", 80, marks=pytest.mark.long)],
+)
 def test_checkpoints_within_an_epoch(run: Run, train_here: Train, tmp_path: Path, setting: str, step: int) -> None:
     with pytest.raises(SystemExit, match=r"^error: .*callbacks\.last\.every_n.*$"):
         train_here(*WORDS, f"callbacks.last.{setting.partition('=')[0]}=0", folder="refused")
@@ -281,7 +285,9 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_one(tmp_path: Pa
         subprocess.run(["umount", disk], check=True)
 
 
-def test_a_checkpoint_whose_training_state_is_broken_is_refused(run: Run, trained: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_whose_training_state_is_broken_is_refused(
+    train_here: Train, trained: Path, tmp_path: Path
+) -> None:
     whole = checkpoint.read(trained / "checkpoints" / "last.ckpt")
     loop = whole["loops"]["fit_loop"]
     for change in (
@@ -291,21 +297,15 @@ def test_a_checkpoint_whose_training_state_is_broken_is_refused(run: Run, traine
         {"lr_schedulers": [{}], "optimizer_states": 1},
     ):
         torch.save({**whole, **change}, tmp_path / "broken.ckpt")
-        line = one_line(run("train.py", "data=digits", "trainer.max_epochs=6", "ckpt_path=broken.ckpt"))
-        assert "ckpt_path=broken.ckpt: " in line and "cannot be continued" in line
+        with pytest.raises(SystemExit, match="^error: ckpt_path=broken.ckpt: .*cannot be continued"):
+            train_here("data=digits", "trainer.max_epochs=6", "ckpt_path=broken.ckpt", *QUICK[2:])
 
 
 @pytest.mark.promise("a NaN loss stops the run, the last good checkpoint stays", "a rate of 1e30, SGD")
 @pytest.mark.parametrize("every", ["null", pytest.param("1", marks=pytest.mark.long)])
-def test_a_nan_loss_stops_the_run(run: Run, tmp_path: Path, every: str) -> None:
-    words = [
-        *WORDS,
-        "optimizer=sgd",
-        "scheduler=none",
-        f"callbacks.last.every_n_train_steps={every}",
-        "hydra.run.dir=run",
-    ]
-    assert run("train.py", *words, "trainer.max_epochs=1").code == 0
+def test_a_nan_loss_stops_the_run(run: Run, train_here: Train, tmp_path: Path, every: str) -> None:
+    words = [*WORDS, "optimizer=sgd", "scheduler=none", f"callbacks.last.every_n_train_steps={every}"]
+    train_here(*words, "trainer.max_epochs=1")
     line = one_line(run("train.py", "resume=run", "trainer.max_epochs=2", "optimizer.lr=1e30"))
     assert (
         "NaN or infinite" in line
@@ -316,8 +316,8 @@ def test_a_nan_loss_stops_the_run(run: Run, tmp_path: Path, every: str) -> None:
     last, best = (checkpoint.read(tmp_path / "run" / "checkpoints" / f"{name}.ckpt") for name in ("last", "best"))
     assert all(weights.isfinite().all() for part in (last, best) for weights in part["state_dict"].values())
     # Written at each step, the last may be from the very step that ruined the network; the best never is.
-    more = ["resume=run"] if every == "null" else [*words, "ckpt_path=run/checkpoints/best.ckpt", "hydra.run.dir=more"]
-    assert run("train.py", *more, "trainer.max_epochs=2", "optimizer.lr=0.01").code == 0
+    more = ["resume=run"] if every == "null" else [*words, "ckpt_path=run/checkpoints/best.ckpt"]
+    train_here(*more, "trainer.max_epochs=2", "optimizer.lr=0.01", folder="more")
 
 
 def test_a_run_of_version_0_1_is_resumed_in_the_middle_of_its_epoch(run: Run, tmp_path: Path) -> None:
@@ -349,6 +349,7 @@ def files_of(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.glob("**/*") if path.is_file()}
 
 
+@pytest.mark.long
 def test_a_run_is_resumed_with_the_settings_that_it_was_composed_with(run: Run, tmp_path: Path) -> None:
     """Wherever they came from: files that are gone since, a configuration of one's own, the environment."""
     own = tmp_path / "own"
@@ -398,7 +399,10 @@ def test_batches_of_another_size_are_the_rest_of_the_epoch(train_here: Train, tm
         assert (last["global_step"], last["images_seen"]) == (steps, 2 * 1297)
 
 
-def test_a_strangers_run_executes_nothing(run: Run, trained: Path, tmp_path: Path) -> None:
+def test_a_strangers_run_executes_nothing(
+    run: Run, train_here: Train, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
     folder = tmp_path / "outputs" / "run"
     shutil.copytree(trained, folder)
     (tmp_path / "evil.py").write_text("open('executed', 'w')\nclass Evil: pass\ndef evil(**_): open('executed', 'w')\n")
@@ -417,8 +421,11 @@ def test_a_strangers_run_executes_nothing(run: Run, trained: Path, tmp_path: Pat
         if "plugins" in key:
             changed.trainer.plugins = [{"_target_": target}]
         OmegaConf.save(changed, config)
-        line = one_line(run("train.py", "resume=outputs/run", "trainer.max_epochs=7", PYTHONPATH=str(tmp_path)))
-        assert f"its {key} is {target}" in line and f"resume=outputs/run {key}={target}" in line
+        with pytest.raises(SystemExit) as refused:
+            train_here("resume=outputs/run", "trainer.max_epochs=7")
+        line = str(refused.value)
+        assert line.startswith("error: ") and f"its {key} is {target}" in line, line
+        assert f"resume=outputs/run {key}={target}" in line
         assert not (tmp_path / "executed").exists()
     config.unlink()  # as of version 0.1
     (folder / ".hydra" / "overrides.yaml").write_text("- data=digits\n- +callbacks.x._target_=evil.Evil\n")
@@ -467,7 +474,9 @@ def test_a_checkpoint_callback_of_lightnings_writes_beside_ours(train_here: Trai
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["epochs"] == 2
 
 
-@pytest.mark.parametrize("left_out", ["record", "progress", "nan", "best"])
+@pytest.mark.parametrize(
+    "left_out", ["record", *(pytest.param(name, marks=pytest.mark.long) for name in ("progress", "nan", "best"))]
+)
 def test_a_run_is_resumed_without_one_of_the_callbacks(train_here: Train, tmp_path: Path, left_out: str) -> None:
     words = [*QUICK, "trainer.max_epochs=1"]
     train_here(*words, f"callbacks.{left_out}=null")
