@@ -259,17 +259,18 @@ def test_lightnings_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert MLP.load_from_checkpoint(path).hparams["mean"] == 0.5
 
 
+LIGHTNING = lightning_callbacks.__name__
+
+
 @pytest.mark.parametrize(
     "words",
     [
-        ["+callbacks.x={_target_: lightning.pytorch.callbacks.ModelPruning, pruning_fn: l1_unstructured, amount: 0.5}"],
+        [f"+callbacks.x={{_target_: {LIGHTNING}.ModelPruning, pruning_fn: l1_unstructured, amount: 0.5}}"],
         *(
             pytest.param(words, marks=pytest.mark.long)
             for words in (
-                ["+callbacks.x={_target_: lightning.pytorch.callbacks.LearningRateFinder, num_training_steps: 20}"],
-                [
-                    "+callbacks.x={_target_: lightning.pytorch.callbacks.GradientAccumulationScheduler, scheduling: {0: 2}}"
-                ],
+                [f"+callbacks.x._target_={LIGHTNING}.LearningRateFinder", "+callbacks.x.num_training_steps=20"],
+                [f"+callbacks.x._target_={LIGHTNING}.GradientAccumulationScheduler", "+callbacks.x.scheduling={0: 2}"],
                 ["trainer.precision=64-true"],
                 ["trainer.barebones=true"],
                 ["trainer.strategy=ddp_spawn", "trainer.devices=2"],
