@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from conftest import MNIST_ROOT, ROOT, Run, execute, needs_mnist, one_line, start
+from conftest import FAST, MNIST_ROOT, ROOT, Run, Whole, needs_mnist, one_line, start
 from drawn import DIGITS, answered, draw, points
 from PIL import Image, ImageDraw
 from test_dashboard import CHROMIUM, FLAGS, SCREENSHOTS
@@ -108,11 +108,10 @@ def served(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture(scope="module")
-def served_mnist(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served_mnist(whole: Whole, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """With a network that has seen an epoch of MNIST."""
     folder = tmp_path_factory.mktemp("demo_mnist")
-    ended = execute(folder, "train.py", "experiment=fast", "callbacks=minimal", "logger=none", MNIST_ROOT=MNIST_ROOT)
-    assert ended.code == 0, ended.err
+    shutil.copytree(whole(*FAST, MNIST_ROOT=MNIST_ROOT), folder / "outputs" / "run")
     yield from serve(folder)
 
 
