@@ -382,18 +382,21 @@ def test_a_picture_that_takes_too_long_is_given_up(trained: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("word", "reason"),
     [
-        ("port=0", "port=0: must be from 1 to 65535"),
         ("port={taken}", "another program listens there"),
-        ("host=192.0.2.1", "host=192.0.2.1: not an address of this machine"),  # of no machine: RFC 5737
-        ("seconds=0", "seconds=0: must be more than 0"),
         ("megabytes=1000", "megabytes=1000: must be more than 0, and at most 100"),
-        ("ckpt_path=nowhere", "ckpt_path=nowhere: there is no such file or folder"),
         ("ckpt_path=[3]", "must be a run or a checkpoint, or several"),
-        pytest.param(
-            "ckpt_path=[outputs/run,{broken}]", "not a checkpoint that can be read safely", marks=pytest.mark.long
-        ),
         ("prot=8000", "did you mean port?"),
         ("-m", "there is one page"),
+        *(
+            pytest.param(word, reason, marks=pytest.mark.long)
+            for word, reason in (
+                ("port=0", "port=0: must be from 1 to 65535"),
+                ("host=192.0.2.1", "host=192.0.2.1: not an address of this machine"),  # of no machine: RFC 5737
+                ("seconds=0", "seconds=0: must be more than 0"),
+                ("ckpt_path=nowhere", "ckpt_path=nowhere: there is no such file or folder"),
+                ("ckpt_path=[outputs/run,{broken}]", "not a checkpoint that can be read safely"),
+            )
+        ),
     ],
 )
 def test_a_bad_setting_is_refused_in_one_line(word: str, reason: str, run: Run, trained: Path, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_load_from_checkpoint(trained: Path, tmp_path: Path, digits: MNISTDataMo
     assert tested["test/acc"] > 0.9
 
 
-@pytest.mark.parametrize("epochs", [1, 2])
+@pytest.mark.parametrize("epochs", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_lightnings_own_checkpoint_is_continued_by_a_plain_trainer(
     tmp_path: Path, digits: MNISTDataModule, epochs: int
 ) -> None:
@@ -148,9 +148,14 @@ CALLBACKS: dict[str, dict[str, Any]] = {
     "ModelCheckpoint": {"monitor": "val/acc", "mode": "max", "filename": "mine", "save_last": True},
     "LambdaCallback": {},
 }
+# Those that change how a network is trained are tried by `make test`, the others by `make trust`.
+CHANGING = ("EarlyStopping", "StochasticWeightAveraging", "EMAWeightAveraging", "GradientAccumulationScheduler")
+CHANGING += ("LearningRateFinder", "ModelPruning")
 
 
-@pytest.mark.parametrize("name", CALLBACKS)
+@pytest.mark.parametrize(
+    "name", [name if name in CHANGING else pytest.param(name, marks=pytest.mark.long) for name in CALLBACKS]
+)
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore:.*swa", "ignore:.*lr_scheduler", "ignore:.*LRScheduler"
 )
