@@ -52,6 +52,11 @@ class Strike(Callback):
             os.kill(os.getpid(), getattr(signal, self.what))
 
 
+def words_for(strategy: str) -> list[str]:
+    """For three processes; for two where each has to start afresh, which takes it a while."""
+    return [*QUICK, *THREE, f"trainer.strategy={strategy}", f"trainer.devices={3 if strategy == 'ddp_fork' else 2}"]
+
+
 def strike(**how: Any) -> str:
     return "+callbacks.strike={_target_: test_ddp.Strike, " + ", ".join(f"{k}: {v}" for k, v in how.items()) + "}"
 
@@ -163,7 +168,7 @@ def test_a_signal_outside_training_ends_all(
 ) -> None:
     """The others wait for the one that gets it, inside of PyTorch."""
     blow = strike(hook=hook, rank=rank, what=number, sanity=sanity)
-    ended = run("train.py", *QUICK, *THREE, f"trainer.strategy={strategy}", blow, "hydra.run.dir=run", limit=60, **OURS)
+    ended = run("train.py", *words_for(strategy), blow, "hydra.run.dir=run", limit=60, **OURS)
     assert ended.code == 128 + getattr(signal, number), ended.err
     assert "Traceback" not in ended.err and ended.err.count("stopped by") == 1
 
@@ -174,7 +179,7 @@ def test_a_signal_outside_training_ends_all(
 def test_one_that_fails_ends_all(run: Run, whole: Whole, tmp_path: Path, strategy: str, rank: int, what: str) -> None:
     blow = strike(hook="on_train_batch_end", rank=rank, what=what, step=3)
     began = time.monotonic()
-    ended = run("train.py", *QUICK, *THREE, f"trainer.strategy={strategy}", blow, "hydra.run.dir=run", limit=60, **OURS)
+    ended = run("train.py", *words_for(strategy), blow, "hydra.run.dir=run", limit=60, **OURS)
     assert ended.code != 0 and "Traceback" not in ended.err, ended.err
     if what == "ValueError":
         assert ended.err.count("error: something that a user can mend") == 1, ended.err
@@ -186,7 +191,7 @@ def test_one_that_fails_ends_all(run: Run, whole: Whole, tmp_path: Path, strateg
             time.sleep(0.1)
         assert told.count("\n") == 1 and "continue with resume=run " in told
         assert run("train.py", "resume=run", "callbacks.strike=null", **OURS).code == 0
-        resumed, unbroken = summary(tmp_path / "run"), summary(whole(*QUICK, *THREE, FORK))
+        resumed, unbroken = summary(tmp_path / "run"), summary(whole(*words_for(strategy), FORK))
         assert [resumed[score] for score in SCORES] == pytest.approx([unbroken[score] for score in SCORES], abs=1e-3)
 
 
