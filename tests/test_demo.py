@@ -209,6 +209,7 @@ def test_networks_are_chosen_by_name(served: Served) -> None:
     assert status == 400 and "there is no such run" in reason
 
 
+@pytest.mark.long
 def test_gradios_client_gets_the_same(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from gradio_client import Client, handle_file
     from gradio_client.exceptions import AppError

@@ -157,6 +157,7 @@ def test_training_refuses_a_checkpoint_that_does_not_fit(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.long
 def test_a_run_folder_is_not_written_over(run: Run, trained: Path, tmp_path: Path) -> None:
     folder = tmp_path / "outputs" / "run"
     shutil.copytree(trained, folder)
