@@ -33,7 +33,7 @@ SHORT = ["callbacks=minimal", "logger=csv", "trainer.limit_train_batches=5", "tr
 SHORT += ["trainer.limit_val_batches=2", "trainer.limit_test_batches=2"]
 TRIED = ["data=digits", "trainer.limit_train_batches=5", "trials=1"]
 # Only in `make trust`; tests of these programs are in files of their own.
-SLOW = ("joblib", "trainer=ddp", "sweep=", "seed=1,2", "mnist_pl.tune", "studies/", "presets", "onnx", "format=torch")
+SLOW = ("joblib", "trainer=ddp", "sweep=", "seed=1,2", "resume=", "tune", "studies/", "presets", "onnx", "format=torch")
 
 
 def shorten(words: list[str]) -> list[str]:

@@ -135,7 +135,7 @@ class SignalIn(Callback):
         pytest.param("setup", signal.SIGINT, marks=pytest.mark.long),
         ("on_sanity_check_start", signal.SIGTERM),
         pytest.param("on_test_batch_start", signal.SIGINT, marks=pytest.mark.long),
-        ("on_test_end", signal.SIGUSR1),
+        pytest.param("on_test_end", signal.SIGUSR1, marks=pytest.mark.long),
     ],
 )
 def test_a_signal_outside_the_training(run: Run, whole: Whole, tmp_path: Path, hook: str, number: int) -> None:

@@ -259,7 +259,13 @@ def test_what_the_command_line_sets_is_not_searched(read: Read) -> None:
         read("{optimizer.lr: [0.1]}", "optimizer.lr=1")
 
 
-@pytest.mark.parametrize("option", sorted(path.stem for path in (ROOT / "conf" / "tune").glob("*.yaml")))
+@pytest.mark.parametrize(
+    "option",
+    [
+        pytest.param(path.stem, marks=[] if path.stem == "mlp" else pytest.mark.long)
+        for path in sorted((ROOT / "conf" / "tune").glob("*.yaml"))
+    ],
+)
 def test_each_space_of_ours_can_be_tried(option: str, read: Read, tmp_path: Path, unchanged_process: None) -> None:
     from optuna import create_study
     from optuna.samplers import RandomSampler
