@@ -203,6 +203,7 @@ def test_new_settings_win_over_those_that_a_run_was_started_with(
 def test_what_resume_says(run: Run, trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "outputs" / "a" / "b")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("outputs/**/*")}
+    contents = files_of(tmp_path / "outputs")
     for name in ("last", "outputs/a/b"):
         ended = run("train.py", f"resume={name}")
         assert ended.code == 0 and "outputs/a/b is finished" in ended.out and "trainer.max_epochs=10" in ended.out
@@ -213,6 +214,7 @@ def test_what_resume_says(run: Run, trained: Path, tmp_path: Path) -> None:
     assert "there is no such setting" in one_line(run("train.py", "resume=last", "trainer.max_epoch=7"))
     line = one_line(run("train.py", "data=digits", "hydra.run.dir=outputs/a/b"))
     assert "holds an existing run" in line and "resume=outputs/a/b" in line
+    assert files_of(tmp_path / "outputs") == contents, "what is refused changes no run"
 
 
 @pytest.mark.long
