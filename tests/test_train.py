@@ -447,7 +447,7 @@ def test_a_terminal_of_any_width(width: int, tmp_path: Path) -> None:
     """A real one, of which nothing but letters is expected: no colours, no UTF-8."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, width, 0, 0))
-    words = ["train.py", *QUICK, "data.batch_size=1", "hydra.run.dir=run"]
+    words = ["train.py", *QUICK, "data.batch_size=2", "hydra.run.dir=run"]
     process = PROCESSES.Process(target=_in_terminal, args=(os.ttyname(slave), words, tmp_path))
     with ThreadPoolExecutor(1) as reader:
         process.start()
