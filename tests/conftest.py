@@ -105,6 +105,7 @@ def run(tmp_path: Path) -> Run:
 
 
 Whole = Callable[..., Path]
+FAST = ("experiment=fast", "callbacks=minimal", "logger=none")  # one epoch of MNIST
 
 
 @pytest.fixture(scope="session")
@@ -114,12 +115,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
 
-    def finished(*words: str) -> Path:
+    def finished(*words: str, **variables: str) -> Path:
         folder = shared / md5(" ".join(words).encode()).hexdigest()
         folder.mkdir(exist_ok=True)
         with FileLock(folder / "lock"):
             if not (folder / "log").exists():
-                ended = execute(folder, "train.py", *words, "hydra.run.dir=outputs/run")
+                ended = execute(folder, "train.py", *words, "hydra.run.dir=outputs/run", **variables)
                 assert ended.code == 0, ended.err
                 (folder / "log").write_text(ended.out)
         return folder / "outputs" / "run"

@@ -8,10 +8,13 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, Compose, ComposeRun, Train
+from torch.nn import functional
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from mnist_pl.data import MNISTDataModule
 from mnist_pl.figures.plots import rows
+from mnist_pl.models import MLP
 from mnist_pl.models.schedules import HOW
 from mnist_pl.reading import checkpoint
 from mnist_pl.runs.build import build
@@ -51,6 +54,26 @@ def test_every_simple_schedule_of_pytorch_has_a_file() -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_takes_steps_that_help(name: str) -> None:
+    data = MNISTDataModule("digits", batch_size=200)
+    data.setup("fit")
+    torch.manual_seed(0)
+    model = MLP(hidden=[30], optimizer=OPTIMIZERS[name])
+    optimizer = model.make_optimizer()
+    images, labels = next(iter(data.train_dataloader()))
+    losses = []
+    for _ in range(20):
+        loss = functional.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[0] == pytest.approx(CHANCE, abs=0.2) and losses[-1] < losses[0] - 0.1
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in ("muon", "sgd") else pytest.param(name, marks=pytest.mark.long) for name in OPTIMIZERS]
+)
 def test_an_optimizer_learns(train_here: Train, tmp_path: Path, name: str) -> None:
     words = [f"optimizer={name}", "scheduler=none", "trainer.max_epochs=3", "trainer.log_every_n_steps=20"]
     train_here(*WORDS, *words)
@@ -96,7 +119,14 @@ def rates_and_losses(run: Path) -> tuple[list[float], list[float]]:
     return [row["lr"] for row in record if "lr" in row], losses[1:]
 
 
-@pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "none"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("onecycle", "plateau", "step") else pytest.param(name, marks=pytest.mark.long)
+        for name in SCHEDULERS
+        if name != "none"
+    ],
+)
 def test_a_schedule_is_pytorchs_own_and_is_continued(train_here: Train, tmp_path: Path, name: str) -> None:
     """Stretched to the new length of the run, where it depends on that."""
     words = [*WORDS, FEW, f"scheduler={name}", "trainer.log_every_n_steps=1"]

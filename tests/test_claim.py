@@ -54,6 +54,7 @@ def test_runs_that_start_at_once(tmp_path: Path, record_property: Any) -> None:
     assert len({(run / LOCK).read_text() for run in runs(tmp_path)}) == -(-STARTS // together) * together
 
 
+@pytest.mark.long
 @pytest.mark.promise(ALONE, "sweeps and predictions at once")
 def test_sweeps_and_predictions_that_start_at_once(tmp_path: Path, trained: Path) -> None:
     started = [start(tmp_path, "train.py", "-m", *ONE_STEP, "seed=1,2") for _ in range(2)]

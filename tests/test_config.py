@@ -106,10 +106,10 @@ def test_a_preset_with_a_misspelt_key(run: Run, train_here: Train, tmp_path: Pat
     "words",
     [
         ["train.py", "--help"],
-        ["train.py", "--cfg", "job"],
-        ["predict.py", "--help"],
-        ["mnist_pl/export.py", "--help"],
-        ["mnist_pl/evaluate.py", "--help"],
+        pytest.param(["train.py", "--cfg", "job"], marks=pytest.mark.long),
+        pytest.param(["predict.py", "--help"], marks=pytest.mark.long),
+        pytest.param(["mnist_pl/export.py", "--help"], marks=pytest.mark.long),
+        pytest.param(["mnist_pl/evaluate.py", "--help"], marks=pytest.mark.long),
     ],
 )
 def test_help_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:

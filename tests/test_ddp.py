@@ -52,6 +52,11 @@ class Strike(Callback):
             os.kill(os.getpid(), getattr(signal, self.what))
 
 
+def words_for(strategy: str) -> list[str]:
+    """For three processes; for two where each has to start afresh, which takes it a while."""
+    return [*QUICK, *THREE, f"trainer.strategy={strategy}", f"trainer.devices={3 if strategy == 'ddp_fork' else 2}"]
+
+
 def strike(**how: Any) -> str:
     return "+callbacks.strike={_target_: test_ddp.Strike, " + ", ".join(f"{k}: {v}" for k, v in how.items()) + "}"
 
@@ -69,7 +74,8 @@ def test_two_processes_share_the_work_and_count_every_test_image_once(run: Run, 
     assert last["images_seen"] == 2 * 1297 and facts["processes"] == 2
 
 
-@pytest.mark.parametrize("strategy", ["ddp_fork", *(pytest.param(name, marks=LONG) for name in ("ddp", "ddp_spawn"))])
+@LONG
+@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp", "ddp_spawn"])
 def test_three_processes_and_numbers_that_do_not_divide(run: Run, tmp_path: Path, strategy: str) -> None:
     words = [*QUICK, *THREE, f"trainer.strategy={strategy}", "trainer.max_epochs=2", "trainer.val_check_interval=0.5"]
     ended = run("train.py", *words, "callbacks.last.every_n_minutes=0.001", "hydra.run.dir=run")
@@ -162,7 +168,7 @@ def test_a_signal_outside_training_ends_all(
 ) -> None:
     """The others wait for the one that gets it, inside of PyTorch."""
     blow = strike(hook=hook, rank=rank, what=number, sanity=sanity)
-    ended = run("train.py", *QUICK, *THREE, f"trainer.strategy={strategy}", blow, "hydra.run.dir=run", limit=60, **OURS)
+    ended = run("train.py", *words_for(strategy), blow, "hydra.run.dir=run", limit=60, **OURS)
     assert ended.code == 128 + getattr(signal, number), ended.err
     assert "Traceback" not in ended.err and ended.err.count("stopped by") == 1
 
@@ -173,7 +179,7 @@ def test_a_signal_outside_training_ends_all(
 def test_one_that_fails_ends_all(run: Run, whole: Whole, tmp_path: Path, strategy: str, rank: int, what: str) -> None:
     blow = strike(hook="on_train_batch_end", rank=rank, what=what, step=3)
     began = time.monotonic()
-    ended = run("train.py", *QUICK, *THREE, f"trainer.strategy={strategy}", blow, "hydra.run.dir=run", limit=60, **OURS)
+    ended = run("train.py", *words_for(strategy), blow, "hydra.run.dir=run", limit=60, **OURS)
     assert ended.code != 0 and "Traceback" not in ended.err, ended.err
     if what == "ValueError":
         assert ended.err.count("error: something that a user can mend") == 1, ended.err
@@ -185,7 +191,7 @@ def test_one_that_fails_ends_all(run: Run, whole: Whole, tmp_path: Path, strateg
             time.sleep(0.1)
         assert told.count("\n") == 1 and "continue with resume=run " in told
         assert run("train.py", "resume=run", "callbacks.strike=null", **OURS).code == 0
-        resumed, unbroken = summary(tmp_path / "run"), summary(whole(*QUICK, *THREE, FORK))
+        resumed, unbroken = summary(tmp_path / "run"), summary(whole(*words_for(strategy), FORK))
         assert [resumed[score] for score in SCORES] == pytest.approx([unbroken[score] for score in SCORES], abs=1e-3)
 
 
@@ -316,15 +322,16 @@ def test_of_the_processes_of_torchrun_the_first_one_speaks_and_writes(tmp_path: 
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (
+        pytest.param(
             ["trainer=ddp", "trainer.devices=3"],
             "trainer.devices=3, trainer.num_nodes=1: torchrun has started 2 processes",
+            marks=LONG,
         ),
         (
             ["trainer.devices=1"],
             "trainer.devices=1, trainer.num_nodes=1: torchrun has started 2 processes; say trainer=ddp",
         ),
-        (["trainer=ddp", "optimizer.lr=-1"], "optimizer.lr must be"),
+        pytest.param(["trainer=ddp", "optimizer.lr=-1"], "optimizer.lr must be", marks=LONG),
         (["trainer=ddp", "-m"], "-m: torchrun has started 2 processes"),
     ],
 )

@@ -13,17 +13,18 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from conftest import MNIST_ROOT, ROOT, Run, execute, needs_mnist, one_line, start
+from conftest import FAST, MNIST_ROOT, ROOT, Run, Whole, needs_mnist, one_line, start
 from drawn import DIGITS, answered, draw, points
 from PIL import Image, ImageDraw
 from test_dashboard import CHROMIUM, FLAGS, SCREENSHOTS
 
-pytest.importorskip("gradio")
+pytestmark = pytest.mark.skipif(find_spec("gradio") is None, reason="gradio is not installed")  # takes long to import
 
 PROGRAM = "mnist_pl/demo.py"
 LIMIT = 2_000_000  # bytes of a picture
@@ -107,11 +108,10 @@ def served(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture(scope="module")
-def served_mnist(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served_mnist(whole: Whole, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """With a network that has seen an epoch of MNIST."""
     folder = tmp_path_factory.mktemp("demo_mnist")
-    ended = execute(folder, "train.py", "experiment=fast", "callbacks=minimal", "logger=none", MNIST_ROOT=MNIST_ROOT)
-    assert ended.code == 0, ended.err
+    shutil.copytree(whole(*FAST, MNIST_ROOT=MNIST_ROOT), folder / "outputs" / "run")
     yield from serve(folder)
 
 
@@ -209,6 +209,7 @@ def test_networks_are_chosen_by_name(served: Served) -> None:
     assert status == 400 and "there is no such run" in reason
 
 
+@pytest.mark.long
 def test_gradios_client_gets_the_same(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from gradio_client import Client, handle_file
     from gradio_client.exceptions import AppError
@@ -235,6 +236,7 @@ def test_a_command_of_the_readme_runs(command: str, served: Served, tmp_path: Pa
     assert "outputs/old" in done.stdout or json.loads(done.stdout)["answer"] == "3"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("block", re.findall(r"```python\n([^`]*gradio_client[^`]*)```", TEXT))
 def test_the_python_of_the_readme_runs(block: str, served: Served, tmp_path: Path) -> None:
     (tmp_path / "seven.png").write_bytes(drawing("3"))
@@ -381,18 +383,21 @@ def test_a_picture_that_takes_too_long_is_given_up(trained: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("word", "reason"),
     [
-        ("port=0", "port=0: must be from 1 to 65535"),
         ("port={taken}", "another program listens there"),
-        ("host=192.0.2.1", "host=192.0.2.1: not an address of this machine"),  # of no machine: RFC 5737
-        ("seconds=0", "seconds=0: must be more than 0"),
         ("megabytes=1000", "megabytes=1000: must be more than 0, and at most 100"),
-        ("ckpt_path=nowhere", "ckpt_path=nowhere: there is no such file or folder"),
         ("ckpt_path=[3]", "must be a run or a checkpoint, or several"),
-        pytest.param(
-            "ckpt_path=[outputs/run,{broken}]", "not a checkpoint that can be read safely", marks=pytest.mark.long
-        ),
         ("prot=8000", "did you mean port?"),
         ("-m", "there is one page"),
+        *(
+            pytest.param(word, reason, marks=pytest.mark.long)
+            for word, reason in (
+                ("port=0", "port=0: must be from 1 to 65535"),
+                ("host=192.0.2.1", "host=192.0.2.1: not an address of this machine"),  # of no machine: RFC 5737
+                ("seconds=0", "seconds=0: must be more than 0"),
+                ("ckpt_path=nowhere", "ckpt_path=nowhere: there is no such file or folder"),
+                ("ckpt_path=[outputs/run,{broken}]", "not a checkpoint that can be read safely"),
+            )
+        ),
     ],
 )
 def test_a_bad_setting_is_refused_in_one_line(word: str, reason: str, run: Run, trained: Path, tmp_path: Path) -> None:
@@ -411,6 +416,7 @@ def test_without_a_run_it_says_so(run: Run) -> None:
 # What people see:
 
 
+@pytest.mark.long
 def test_the_page_answers_what_is_drawn(served: Served, visit: Visit) -> None:
     page = visit(served)
     draw(page, DIGITS[3])

@@ -65,8 +65,9 @@ def test_every_plug_in_says_what_it_buys_and_how_to_live_without_it() -> None:
 
 
 @pytest.mark.usefixtures("fresh_hydra")
-def test_without_any_plug_in_the_weights_are_the_same_to_the_last_bit(tmp_path: Path) -> None:
-    """The line that its file names is deleted, and a run is trained: each plug-in on its own, then all together."""
+@pytest.mark.parametrize("each", [False, pytest.param(True, marks=pytest.mark.long)], ids=["all", "each"])
+def test_without_any_plug_in_the_weights_are_the_same_to_the_last_bit(tmp_path: Path, each: bool) -> None:
+    """The line that its file names is deleted, and a run is trained: all plug-ins together, or each on its own."""
     source = (ROOT / "mnist_pl/runs/build.py").read_text()
 
     def train_without(number: str, *lines: tuple[str, str]) -> tuple[Tensor, Trainer]:
@@ -87,7 +88,7 @@ def test_without_any_plug_in_the_weights_are_the_same_to_the_last_bit(tmp_path: 
 
     whole, trainer = train_without("whole")
     assert isinstance(trainer.strategy, FastSingleDevice)
-    for number, (_, *line) in enumerate(LINES):
+    for number, (_, *line) in enumerate(LINES if each else []):
         alone, _ = train_without(str(number), tuple(line))
         assert torch.equal(whole, alone), line
     bare, trainer = train_without("bare", *[tuple(line) for _, *line in LINES])
@@ -123,7 +124,7 @@ CYCLE = {
 
 
 @pytest.mark.parametrize("kind", ["plain", "every batch", "together"])
-@pytest.mark.parametrize("scheduled", [False, True])
+@pytest.mark.parametrize("scheduled", [pytest.param(False, marks=pytest.mark.long), True])
 def test_training_is_the_plain_loop_bit_for_bit(tmp_path: Path, kind: str, scheduled: bool) -> None:
     data = MNISTDataModule("digits", batch_size=32, val_size=200, seed=3)
 

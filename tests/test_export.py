@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import MNIST_ROOT, ROOT, Compose, Run, needs_mnist, one_line
+from conftest import FAST, MNIST_ROOT, ROOT, Compose, Run, Whole, needs_mnist, one_line
 from hydra.utils import instantiate
 from strokes import strokes
 from torch import Tensor, nn
@@ -238,7 +238,7 @@ def answers(page: Any, images: Tensor) -> Tensor:  # (N, 28, 28) uint8 -> (N, 10
     return torch.tensor(page.evaluate("(images) => images.map(probabilities)", pixels))
 
 
-@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize("network", MORE[:2], ids=NETWORKS)
 def test_a_page_answers_as_pytorch(network: Callable[[], DigitClassifier], open_page: Open, digits: Tensor) -> None:
     content, expected = written(made(network()), "html", digits[:20])
     page = open_page(content)
@@ -332,12 +332,11 @@ DRAW = """async (lines) => {
 
 @pytest.mark.long
 @needs_mnist
-def test_test_digits_are_drawn(run: Run, open_page: Open, tmp_path: Path) -> None:
+def test_test_digits_are_drawn(run: Run, whole: Whole, open_page: Open, tmp_path: Path) -> None:
     """A network of MNIST in each format by the command, and 200 test images drawn again by a pen on the page."""
     pytest.importorskip("onnxruntime")
-    words = ["experiment=fast", "callbacks=minimal", "logger=none", "hydra.run.dir=run"]
-    assert run("train.py", *words, MNIST_ROOT=MNIST_ROOT).code == 0
-    ended = run("mnist_pl/export.py", "-m", "ckpt_path=run", "format=onnx,torch,html", MNIST_ROOT=MNIST_ROOT)
+    trained = whole(*FAST, MNIST_ROOT=MNIST_ROOT)
+    ended = run("mnist_pl/export.py", "-m", f"ckpt_path={trained}", "format=onnx,torch,html", MNIST_ROOT=MNIST_ROOT)
     assert ended.code == 0, ended.err
     assert ended.err == "" and len(ended.out.splitlines()) < 20, "the exporters are quiet"
     differences = re.findall(r"the same answer to (\S+) of them; probabilities differ by at most (\S+)", ended.out)
@@ -348,7 +347,7 @@ def test_test_digits_are_drawn(run: Run, open_page: Open, tmp_path: Path) -> Non
     data = MNISTDataModule("mnist", MNIST_ROOT, val_size=0)
     data.setup("test")
     images, labels = (part[:DRAWN] for part in data.splits["test"])
-    network, _ = load_model(tmp_path / "run" / "checkpoints" / "best.ckpt")
+    network, _ = load_model(trained / "checkpoints" / "best.ckpt")
     assert (answers(page, images) - probabilities(network, images)).abs().max() < 1e-5
     seen, given, texts = zip(*(page.evaluate(DRAW, lines) for lines in strokes(images.numpy())), strict=True)
     expected = probabilities(network, torch.tensor(seen, dtype=torch.uint8).view(-1, 28, 28))

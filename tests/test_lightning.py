@@ -86,7 +86,7 @@ def test_load_from_checkpoint(trained: Path, tmp_path: Path, digits: MNISTDataMo
     assert tested["test/acc"] > 0.9
 
 
-@pytest.mark.parametrize("epochs", [1, 2])
+@pytest.mark.parametrize("epochs", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_lightnings_own_checkpoint_is_continued_by_a_plain_trainer(
     tmp_path: Path, digits: MNISTDataModule, epochs: int
 ) -> None:
@@ -148,18 +148,22 @@ CALLBACKS: dict[str, dict[str, Any]] = {
     "ModelCheckpoint": {"monitor": "val/acc", "mode": "max", "filename": "mine", "save_last": True},
     "LambdaCallback": {},
 }
+# Those that change how a network is trained are tried by `make test`, the others by `make trust`.
+CHANGING = ("EarlyStopping", "StochasticWeightAveraging", "EMAWeightAveraging", "GradientAccumulationScheduler")
+CHANGING += ("LearningRateFinder", "ModelPruning")
 
 
-@pytest.mark.parametrize("engine", [False, True], ids=["plain", "engine"])
-@pytest.mark.parametrize("name", CALLBACKS)
+@pytest.mark.parametrize(
+    "name", [name if name in CHANGING else pytest.param(name, marks=pytest.mark.long) for name in CALLBACKS]
+)
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore:.*swa", "ignore:.*lr_scheduler", "ignore:.*LRScheduler"
 )
-def test_lightnings_callbacks(tmp_path: Path, digits: MNISTDataModule, name: str, engine: bool) -> None:
+def test_lightnings_callbacks(tmp_path: Path, digits: MNISTDataModule, name: str) -> None:
     """With the engine's strategy they see what they see without it, so that the weights are the same."""
     kind = getattr(lightning_callbacks, name)
     found = []
-    for strategy in ("auto", FastSingleDevice()) if engine else ("auto",):
+    for strategy in ("auto", FastSingleDevice()):
         seed_everything(1)
         settings = {"logger": CSVLogger(tmp_path), "max_epochs": 2, "enable_checkpointing": "Checkpoint" in name}
         settings |= {
@@ -172,10 +176,12 @@ def test_lightnings_callbacks(tmp_path: Path, digits: MNISTDataModule, name: str
         trainer.fit(model, digits)
         assert trainer.callback_metrics["val/loss"] < (2.4 if name == "LearningRateFinder" else 2.1)
         found.append(weights(model))
-    assert torch.equal(found[0], found[-1])
+    assert torch.equal(*found)
 
 
-@pytest.mark.parametrize("profiler", ["simple", "advanced", "pytorch"])
+@pytest.mark.parametrize(
+    "profiler", ["simple", *(pytest.param(name, marks=pytest.mark.long) for name in ("advanced", "pytorch"))]
+)
 @pytest.mark.filterwarnings("ignore")  # of PyTorch's profiler
 def test_profilers(tmp_path: Path, digits: MNISTDataModule, profiler: str) -> None:
     trainer = plain(tmp_path, profiler=profiler, limit_train_batches=3, strategy=FastSingleDevice())
@@ -184,7 +190,10 @@ def test_profilers(tmp_path: Path, digits: MNISTDataModule, profiler: str) -> No
         assert trainer.profiler.recorded_durations["run_training_batch"].__len__() == 3
 
 
-@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed", "32-true"])
+@pytest.mark.parametrize(
+    "precision",
+    ["bf16-mixed", *(pytest.param(name, marks=pytest.mark.long) for name in ("64-true", "bf16-true", "32-true"))],
+)
 @pytest.mark.filterwarnings("ignore:.*bf16")
 def test_precisions(tmp_path: Path, digits: MNISTDataModule, precision: Any) -> None:
     for strategy in ("auto", FastSingleDevice()):
@@ -255,15 +264,23 @@ def test_lightnings_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert MLP.load_from_checkpoint(path).hparams["mean"] == 0.5
 
 
+LIGHTNING = lightning_callbacks.__name__
+
+
 @pytest.mark.parametrize(
     "words",
     [
-        ["+callbacks.x._target_=lightning.pytorch.callbacks.LearningRateFinder", "+callbacks.x.num_training_steps=20"],
-        ["+callbacks.x={_target_: lightning.pytorch.callbacks.GradientAccumulationScheduler, scheduling: {0: 2}}"],
-        ["+callbacks.x={_target_: lightning.pytorch.callbacks.ModelPruning, pruning_fn: l1_unstructured, amount: 0.5}"],
-        ["trainer.precision=64-true"],
-        ["trainer.barebones=true"],
-        pytest.param(["trainer.strategy=ddp_spawn", "trainer.devices=2"], marks=pytest.mark.long),
+        [f"+callbacks.x={{_target_: {LIGHTNING}.ModelPruning, pruning_fn: l1_unstructured, amount: 0.5}}"],
+        *(
+            pytest.param(words, marks=pytest.mark.long)
+            for words in (
+                [f"+callbacks.x._target_={LIGHTNING}.LearningRateFinder", "+callbacks.x.num_training_steps=20"],
+                [f"+callbacks.x._target_={LIGHTNING}.GradientAccumulationScheduler", "+callbacks.x.scheduling={0: 2}"],
+                ["trainer.precision=64-true"],
+                ["trainer.barebones=true"],
+                ["trainer.strategy=ddp_spawn", "trainer.devices=2"],
+            )
+        ),
     ],
     ids=lambda words: words[0][:70],
 )

@@ -122,7 +122,12 @@ def test_text_files_have_an_encoding() -> None:
 
 @pytest.mark.parametrize(
     "kept",
-    [{"cuda": torch.zeros(16, dtype=torch.uint8)}, {"mps": torch.zeros(44, dtype=torch.uint8)}, {"cpu": None}, None],
+    [
+        {"cuda": torch.zeros(16, dtype=torch.uint8)},
+        pytest.param({"mps": torch.zeros(44, dtype=torch.uint8)}, marks=pytest.mark.long),
+        pytest.param({"cpu": None}, marks=pytest.mark.long),
+        None,
+    ],
     ids=["cuda", "mps", "cpu", "0.1"],
 )
 def test_a_checkpoint_of_another_kind_of_device_is_resumed(train_here: Train, tmp_path: Path, kept: Any) -> None:

@@ -68,7 +68,7 @@ def test_pieces_are_of_the_digits_that_are_given_alone() -> None:
     assert 0 < sum(changed) < 60 and not any(changed[:80])  # pieces and groups come last
 
 
-@pytest.mark.parametrize("kind", [CNN, RefusingCNN])
+@pytest.mark.parametrize("kind", [pytest.param(CNN, marks=pytest.mark.long), RefusingCNN])
 def test_a_network_learns_to_say_no(kind: type[DigitClassifier]) -> None:
     torch.manual_seed(0)
     data = module(nondigits=600 if kind.refuses else 0)

@@ -175,7 +175,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(
-    "name", ["Tied", "Recurrent", "Dressed", *(pytest.param(name, marks=pytest.mark.long) for name in ("Deep", "MLP"))]
+    "name",
+    ["Recurrent", *(pytest.param(name, marks=pytest.mark.long) for name in ("Tied", "Dressed", "Deep", "MLP"))],
 )
 def test_a_network_of_ones_own(train_here: Train, own: Any, tmp_path: Path, name: str) -> None:
     """Trained, resumed, tested from its file, and read for predictions by who names it, and by nobody else."""

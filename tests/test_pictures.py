@@ -413,7 +413,7 @@ def test_large_pictures_take_little_memory(tmp_path: Path, name: str) -> None:
     assert note == ("" if name.endswith("jpg") else "blank")
 
 
-@settings(max_examples=100, deadline=None, database=None)
+@settings(max_examples=40, deadline=None, database=None)
 @given(arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=40)))
 def test_any_pixels_are_read(gray: np.ndarray) -> None:
     said = numbers.read(Blind(), gray)

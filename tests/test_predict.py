@@ -107,7 +107,13 @@ def test_a_strangers_folder_is_answered(
 
 
 @pytest.mark.promise(STRANGERS, "the same to predict.py")
-@pytest.mark.parametrize("name", ["fifo.png", "zero.png", "bad\nerror: name\x1b[2J.png", "absent\x1b[2J.png"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bad\nerror: name\x1b[2J.png",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("fifo.png", "zero.png", "absent\x1b[2J.png")),
+    ],
+)
 def test_a_strangers_picture_is_refused(run: Run, trained: Path, tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / "fifo.png")
     (tmp_path / "zero.png").symlink_to("/dev/zero")
@@ -151,6 +157,7 @@ def test_training_refuses_a_checkpoint_that_does_not_fit(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.long
 def test_a_run_folder_is_not_written_over(run: Run, trained: Path, tmp_path: Path) -> None:
     folder = tmp_path / "outputs" / "run"
     shutil.copytree(trained, folder)

@@ -59,6 +59,7 @@ def test_runs_are_a_table_and_a_picture(run: Run, folder: Path, tmp_path: Path) 
         assert picture.size[0] > 1000
 
 
+@pytest.mark.long
 def test_what_ships_has_a_row_for_every_preset(run: Run, tmp_path: Path) -> None:
     ended = run(COMMAND)
     assert ended.code == 0, ended.err

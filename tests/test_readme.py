@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Ended, Run, execute, one_line
+from conftest import ROOT, Ended, Run, Train, execute, one_line
 from PIL import Image, ImageDraw
 
 from mnist_pl.data import MNISTDataModule
@@ -32,7 +32,8 @@ RECIPES = TEXT.partition("The recipes below")[2].split("\n**")[1:]
 SHORT = ["callbacks=minimal", "logger=csv", "trainer.limit_train_batches=5", "trainer.max_epochs=1"]
 SHORT += ["trainer.limit_val_batches=2", "trainer.limit_test_batches=2"]
 TRIED = ["data=digits", "trainer.limit_train_batches=5", "trials=1"]
-SLOW = ("joblib", "trainer=ddp", "sweep=presets", "seed=1,2", "minutes=60")  # only in `make trust`
+# Only in `make trust`; tests of these programs are in files of their own.
+SLOW = ("joblib", "trainer=ddp", "sweep=", "seed=1,2", "resume=", "tune", "studies/", "presets", "onnx", "format=torch")
 
 
 def shorten(words: list[str]) -> list[str]:
@@ -66,7 +67,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Path:
         if command.startswith("python ")
     ],
 )
-def test_a_command_runs(command: str, folder: Path) -> None:
+def test_a_command_runs(command: str, folder: Path, train_here: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training by itself in this process, which saves its start."""
     words = shlex.split(command)[1:]
     if words[0] == "-m":
         module = words[1].replace(".", "/")
@@ -102,6 +104,13 @@ def test_a_command_runs(command: str, folder: Path) -> None:
         command = [sys.executable, str(ROOT / words[0]), *words[1:]]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
         ended = Ended(done.returncode, done.stdout, done.stderr)
+    elif words[0] == "train.py" and not re.search(" -m |resume=|--config-dir|trainer=ddp", command):
+        monkeypatch.chdir(folder)
+        try:
+            train_here(*words[1:])
+            ended = Ended(0, "", "")
+        except SystemExit as refused:
+            ended = Ended(1, "", str(refused.code))
     else:
         ended = execute(folder, *words)
     if words[0] == "mnist_pl/data/__main__.py":  # the internet is out of reach: tests/test_files.py has its own server
@@ -210,7 +219,11 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.partition("**")[0])
+@pytest.mark.parametrize(
+    "recipe",
+    [RECIPES[0], *(pytest.param(recipe, marks=pytest.mark.long) for recipe in RECIPES[1:])],
+    ids=lambda recipe: recipe.partition("**")[0],
+)
 def test_a_recipe_works_as_it_stands(recipe: str, run: Run, tmp_path: Path) -> None:
     for name in ("conf", "mnist_pl"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -167,11 +167,11 @@ def test_a_setting_is_named(train_here: Train, tmp_path: Path, word: str, parts:
     "words",
     [
         ["scheduler=null", "logger=false", "callbacks=null"],
-        ["~scheduler", "~logger"],
+        pytest.param(["~scheduler", "~logger"], marks=pytest.mark.long),
         ["trainer.limit_test_batches=0", "callbacks=default"],
         ["trainer.precision=bf16-true", "callbacks=default"],
         ["scheduler=none", "trainer.max_epochs=0"],
-        [STOP + "val/loss}", "trainer.max_steps=-1"],
+        pytest.param([STOP + "val/loss}", "trainer.max_steps=-1"], marks=pytest.mark.long),
         ["trainer._target_=lightning.Trainer", "trainer.accelerator=cpu", "trainer.max_epochs=1"],
     ],
     ids=" ".join,
@@ -192,7 +192,7 @@ OWN = {
 }
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", ["SequentialLR", *(pytest.param(name, marks=pytest.mark.long) for name in [*OWN][1:])])
 def test_a_schedule_of_ones_own(train_here: Train, tmp_path: Path, name: str) -> None:
     """In a file; resumed in mid-course, its rates are those of a run that never stopped."""
     (tmp_path / "conf" / "scheduler").mkdir(parents=True)

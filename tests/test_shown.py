@@ -66,8 +66,12 @@ SAVING = target(f"{LIGHTNINGS}ModelCheckpoint", monitor="val/loss", verbose="tru
     [
         ([], []),
         ([f"+callbacks.stopping={STOPPING}"], ["Metric val/acc improved. New best score"]),
-        ([f"+callbacks.saving={SAVING}"], ["'val/loss' reached"]),
-        ([f"+callbacks.summary={target(f'{LIGHTNINGS}ModelSummary', max_depth=2)}"], ["Trainable params", "net.0"]),
+        pytest.param([f"+callbacks.saving={SAVING}"], ["'val/loss' reached"], marks=pytest.mark.long),
+        pytest.param(
+            [f"+callbacks.summary={target(f'{LIGHTNINGS}ModelSummary', max_depth=2)}"],
+            ["Trainable params", "net.0"],
+            marks=pytest.mark.long,
+        ),
         ([f"+callbacks.says={target('test_shown.Says')}"], ["said by one's own callback"]),
         (["trainer.profiler=simple"], ["FIT Profiler Report", "TEST Profiler Report", "run_training_epoch"]),
     ],
@@ -171,7 +175,7 @@ runpy.run_path({!r}, run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("stream", ["pipe", "terminal"])
+@pytest.mark.parametrize("stream", [pytest.param("pipe", marks=pytest.mark.long), "terminal"])
 def test_a_reader_that_goes_away_ends_nothing(run: Run, stream: str, tmp_path: Path) -> None:
     (tmp_path / "unread.py").write_text(UNREAD.format(str(ROOT / "train.py")))
     assert run(str(tmp_path / "unread.py"), stream, *QUICK, "hydra.run.dir=run").code == 0

@@ -99,7 +99,7 @@ def test_random_stops_equal_the_unbroken_run(
 @pytest.mark.parametrize(
     ("limit", "said"),
     [
-        ("trainer.max_steps=30", "by trainer.max_steps=30, at step 30"),
+        pytest.param("trainer.max_steps=30", "by trainer.max_steps=30, at step 30", marks=pytest.mark.long),
         ("trainer.max_time=00:00:00:01", "by trainer.max_time, after"),
         ("trainer.max_steps=5", "by trainer.max_steps=5, at step 5"),
         (
@@ -132,10 +132,10 @@ class SignalIn(Callback):
 @pytest.mark.parametrize(
     ("hook", "number"),
     [
-        ("setup", signal.SIGINT),
+        pytest.param("setup", signal.SIGINT, marks=pytest.mark.long),
         ("on_sanity_check_start", signal.SIGTERM),
-        ("on_test_batch_start", signal.SIGINT),
-        ("on_test_end", signal.SIGUSR1),
+        pytest.param("on_test_batch_start", signal.SIGINT, marks=pytest.mark.long),
+        pytest.param("on_test_end", signal.SIGUSR1, marks=pytest.mark.long),
     ],
 )
 def test_a_signal_outside_the_training(run: Run, whole: Whole, tmp_path: Path, hook: str, number: int) -> None:
@@ -164,7 +164,7 @@ def test_a_signal_between_the_jobs_of_a_sweep(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.promise("a signal ends the program at any moment", "before the imports are done, and a second signal")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_a_signal_while_the_program_starts(tmp_path: Path, number: int) -> None:
     for seconds in (0, 0.5, 1.5):
         command = [sys.executable, str(ROOT / "train.py"), *SMALL, "hydra.run.dir=run"]

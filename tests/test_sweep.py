@@ -132,7 +132,7 @@ def test_a_failed_job_does_not_stop_the_others(run: Run, tmp_path: Path) -> None
 @pytest.mark.promise("a killed sweep is resumed: nothing is lost, or run twice", "SIGKILL at random moments")
 def test_a_sweep_survives(run: Run, tmp_path: Path, record_property: Any) -> None:
     """The same bits, and the same report, as of one that was never killed."""
-    command = ["-m", *TINY, "optimizer.lr=0.01,0.001", "seed=1,2" if KILLS < 20 else "seed=range(1,11)"]
+    command = ["-m", *TINY, "optimizer.lr=0.01,0.001", "seed=1" if KILLS < 20 else "seed=range(1,11)"]
     assert run("train.py", *command, "hydra.sweep.dir=whole").code == 0
     random, killed, sweeps = Random(KILLS), 0, 0
     while killed < KILLS:

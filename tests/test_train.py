@@ -131,6 +131,7 @@ def test_the_same_seed_gives_the_same_bits(run: Run, train_here: Train, tmp_path
     assert not any(torch.equal(weights, other["state_dict"][name]) for name, weights in one["state_dict"].items())
 
 
+@pytest.mark.long
 def test_a_sweep_ends_with_a_table(run: Run, tmp_path: Path) -> None:
     words = ("optimizer=sgd", "optimizer.lr=0.1,0.001", "seed=1,2", "hydra.sweep.dir=sweep")
     ended = run("train.py", "-m", *QUICK, "trainer.limit_train_batches=5", *words)
@@ -145,26 +146,31 @@ def test_a_sweep_ends_with_a_table(run: Run, tmp_path: Path) -> None:
     [
         ["callbacks=default", "trainer.fast_dev_run=true"],
         ["trainer.overfit_batches=2"],
-        ["trainer.overfit_batches=0.1"],
         [
             "callbacks=default",
             "trainer.limit_train_batches=3",
             "trainer.limit_val_batches=1",
             "trainer.limit_test_batches=1",
         ],
-        ["callbacks=default", "trainer.limit_val_batches=0"],
-        ["trainer.precision=bf16-mixed", "trainer.limit_train_batches=2"],
-        ["trainer.max_steps=5"],
         ["trainer.accumulate_grad_batches=4", "trainer.gradient_clip_val=1.0"],
         ["trainer.val_check_interval=0.5", "trainer.num_sanity_val_steps=0"],
         ["trainer.enable_checkpointing=false", "trainer.enable_progress_bar=false"],
-        ["trainer.max_time=00:00:10:00", "trainer.profiler=simple"],
         ["trainer=debug"],
-        ["trainer=cpu"],
         ["callbacks=default", "data.val_size=0"],
         ["callbacks=default", "callbacks.samples=null", "callbacks.curves=null", "callbacks.best=null"],
-        ["callbacks=default", "logger=none"],
-        ["callbacks=default", "logger=tensorboard"],
+        *(
+            pytest.param(words, marks=pytest.mark.long)
+            for words in (
+                ["trainer.overfit_batches=0.1"],
+                ["callbacks=default", "trainer.limit_val_batches=0"],
+                ["trainer.precision=bf16-mixed", "trainer.limit_train_batches=2"],
+                ["trainer.max_steps=5"],
+                ["trainer.max_time=00:00:10:00", "trainer.profiler=simple"],
+                ["trainer=cpu"],
+                ["callbacks=default", "logger=none"],
+                ["callbacks=default", "logger=tensorboard"],
+            )
+        ),
     ],
     ids=" ".join,
 )
@@ -238,7 +244,9 @@ def images(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.promise("the same seed, the same bits", "the first batches of each preset, of MNIST where it is there")
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    "preset", [name if name == "seed_cnn" else pytest.param(name, marks=pytest.mark.long) for name in PRESETS]
+)
 def test_a_preset_gives_the_same_bits(train_here: Train, images: list[str], preset: str, tmp_path: Path) -> None:
     """However often it is scored meanwhile."""
     words = [f"experiment={preset}", *images, *BARE, "trainer.max_epochs=1", "trainer.limit_train_batches=10"]
@@ -268,24 +276,19 @@ def accuracy(train_here: Train, images: list[str], tmp_path: Path) -> Callable[.
     return trained
 
 
+@pytest.mark.long
 @needs_mnist
 def test_seed_mlp_has_its_sources_accuracy(accuracy: Callable[..., float]) -> None:
     assert accuracy("seed_mlp", 3) == pytest.approx(0.938, abs=0.004)
-
-
-@pytest.mark.long
-@needs_mnist
-def test_the_slow_preset_shows_its_authors_lesson(accuracy: Callable[..., float]) -> None:
-    """That this learning rate is far too small. A fifth of the test images is enough to see it."""
-    fifth = ("trainer.limit_val_batches=0.2", "trainer.limit_test_batches=0.2")
-    assert PRESETS["seed_cnn3_sgd_slow"][1] < accuracy("seed_cnn3_sgd_slow", 1, *fifth) < 0.9
 
 
 @needs_mnist
 @pytest.mark.long
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_learns_in_one_epoch(accuracy: Callable[..., float], preset: str) -> None:
-    assert accuracy(preset, 1) >= PRESETS[preset][1]
+    reached = accuracy(preset, 1)
+    assert reached >= PRESETS[preset][1]
+    assert preset != "seed_cnn3_sgd_slow" or reached < 0.9, "its authors' lesson: that rate is far too small"
 
 
 def test_mnist_is_found_or_the_skip_says_why() -> None:
@@ -325,7 +328,7 @@ SMALL = (
     "a full disk: one clear error, the earlier checkpoint whole; with room, the run goes on",
     "real disks of 8 to 260 kB",
 )
-@pytest.mark.parametrize("size", [8, 128, *(pytest.param(size, marks=pytest.mark.long) for size in (32, 64, 260))])
+@pytest.mark.parametrize("size", [128, *(pytest.param(size, marks=pytest.mark.long) for size in (8, 32, 64, 260))])
 def test_a_full_disk(run: Run, disk: Callable[[str], Path], size: int) -> None:
     folder = disk(f"size={size}k")
     line = one_line(run("train.py", *SMALL, "trainer.max_epochs=3", f"hydra.run.dir={folder}/run"))
@@ -444,7 +447,7 @@ def test_a_terminal_of_any_width(width: int, tmp_path: Path) -> None:
     """A real one, of which nothing but letters is expected: no colours, no UTF-8."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, width, 0, 0))
-    words = ["train.py", *QUICK, "data.batch_size=1", "hydra.run.dir=run"]
+    words = ["train.py", *QUICK, "data.batch_size=2", "hydra.run.dir=run"]
     process = PROCESSES.Process(target=_in_terminal, args=(os.ttyname(slave), words, tmp_path))
     with ThreadPoolExecutor(1) as reader:
         process.start()

@@ -33,6 +33,7 @@ space:
   scheduler: [none, onecycle]
   model.hidden: [[8], [16, 8]]
 """
+KILLS = int(os.environ.get("KILLS", 30))
 WORDS = ["--config-dir=conf", "tune=small", "study=study"]
 
 
@@ -122,7 +123,7 @@ def test_a_study_killed_at_random_moments(
 ) -> None:
     assert tune(*WORDS, "trials=5", "study=whole").code == 0
     kills = 0
-    for number in range(10):
+    for number in range(min(10, -(-KILLS // 3))):
         random = Random(number)
         study = f"study{number}"
         for _ in range(3):
@@ -179,6 +180,7 @@ def test_a_trial_that_has_just_finished_is_not_tried_again(tmp_path: Path, monke
     assert only.value == 1.0
 
 
+@pytest.mark.long
 def test_a_signal_ends_a_study_with_a_report(tune: Callable[..., Ended], tmp_path: Path) -> None:
     process = start(tmp_path, "mnist_pl/tune.py", *WORDS, "trials=100")
     while not (tmp_path / "study" / "2" / "metrics.csv").exists() and process.is_alive():
@@ -257,7 +259,13 @@ def test_what_the_command_line_sets_is_not_searched(read: Read) -> None:
         read("{optimizer.lr: [0.1]}", "optimizer.lr=1")
 
 
-@pytest.mark.parametrize("option", sorted(path.stem for path in (ROOT / "conf" / "tune").glob("*.yaml")))
+@pytest.mark.parametrize(
+    "option",
+    [
+        pytest.param(path.stem, marks=[] if path.stem == "mlp" else pytest.mark.long)
+        for path in sorted((ROOT / "conf" / "tune").glob("*.yaml"))
+    ],
+)
 def test_each_space_of_ours_can_be_tried(option: str, read: Read, tmp_path: Path, unchanged_process: None) -> None:
     from optuna import create_study
     from optuna.samplers import RandomSampler
