@@ -22,14 +22,16 @@ ROUGH = 320  # pixels of the longer side, where the paper is looked at
 PASTED = 0.9  # of its pixels differ from the ground
 FITS = 6  # of the light
 FLAT, THICKEST = 0.6, 0.4  # of the pixels; of the shorter side
-WIDEST = 0.22  # of the shorter side; what is thicker than that is no stroke, but a shadow or a desk
+WIDEST, WIDEST_CORE = 0.22, 0.3  # of the shorter side; what is thicker is no stroke, but a shadow or a desk
 GRAINS = (0.0008, 0.002, 0.005)  # of the longer side: what is averaged, until the noise is less than
 GRAINY = 0.2  # of the paper's brightness
 RULE = 0.55  # of the picture's width: lines at least that long are rules
 GAP = 1.5  # pixels of a picture that had to be enlarged
 MOST_PARTS = 500  # a page of the numbers to 100 has 200
+BRIGHT = 128  # of the light, at least, where the two polarities are compared
 DESK = 0.4  # of the paper's brightness: what is darker, and wide, is no paper
 STEP = 0.05  # of the paper's brightness, in one of ROUGH pixels: no light falls off like that
+BRIDGE = 0.02  # of the shorter side: strokes are joined that the edge of a shadow has parted by less
 ON_EDGE = 0.5  # of a part's pixels: then it is but the edge's
 SLIVER, AT_BORDER, ALONG, HALF = 0.06, 0.15, 0.8, 0.4  # of the picture's side
 WHOLE, BESIDE = 0.8, 0.35  # of a rule is inked, at least; and of what is above or below it, at most
@@ -154,30 +156,42 @@ def _small(gray: Any, longer: int = ROUGH) -> Any:
 def _paper(gray: Gray, other: bool) -> tuple[Ink, Ink, int]:
     """The paper's brightness below the ink, (H, W), twice; and 1 where the ink is darker, -1 where it is lighter.
 
-    First by a median wide enough for any stroke; then, without what that takes for ink, by a narrow one, which follows
-    the edge of a shadow. A closing (for light ink an opening) follows corners, where a median rounds them: ink is what
-    stands out against both.
+    Ink is what stands out against both. It is looked for in either polarity: where there is none, only what the two do
+    not follow of the light is left.
     """
     small = _small(gray)
-    side = min(small.shape)
     trend = cv2.resize(_trend(_small(small, ROUGH // 2)), small.shape[::-1], interpolation=cv2.INTER_LINEAR)
     level = np.clip(small - trend + 128, 0, 255).astype(np.uint8)
-    apart = _median(level, 0.6 * side).astype(np.float32) - level
-    sign = 1 if (_strength(apart) >= _strength(-apart)) != other else -1
-    width = 2 * int(WIDEST * side / 2) + 1
-    how = cv2.MORPH_CLOSE if sign > 0 else cv2.MORPH_OPEN
+    away = _median(level, 0.6 * min(small.shape)).astype(np.float32) - level
+    found = {sign: _below_ink(small, away * sign, sign) for sign in (1, -1)}
     blurred = cv2.GaussianBlur(small, (0, 0), 0.8)
-    over = cv2.morphologyEx(blurred, how, np.ones((width, width), np.uint8))
-    apart = np.clip(apart * sign, 0, 255).astype(np.uint8)
-    limit = max(cv2.threshold(apart, 0, 255, cv2.THRESH_OTSU)[0] / 2, 6)
-    mask = (apart > limit).astype(np.uint8)
-    mask[_thick(mask, 0.3 * side) | (cv2.absdiff(over, blurred) <= limit)] = 0
+    dark = (np.minimum(*found[1]) - blurred) / np.maximum(found[1][0], BRIGHT)
+    light = (blurred - np.maximum(*found[-1])) / np.maximum(255 - 0.5 * found[-1][0], BRIGHT)
+    sign = 1 if (_strength(dark, 3) >= _strength(light, 3)) != other else -1
+    back = gray.shape[::-1]
+    paper, over = (cv2.resize(one, back, interpolation=cv2.INTER_LINEAR).astype(np.float32) for one in found[sign])
+    return paper, over, sign
+
+
+def _below_ink(small: Gray, apart: Ink, sign: int) -> tuple[Ink, Ink]:
+    """The paper's brightness twice, by what is about so much `apart` from it (all (H, W)).
+
+    By a narrow median without the ink, which follows the edge of a shadow. A closing (for light ink an opening) follows
+    corners, where a median rounds them, and tells what is thinner than a shadow.
+    """
+    side = min(small.shape)
+    width = 2 * int(WIDEST * side / 2) + 1
+    closing, erosion = (cv2.MORPH_CLOSE, cv2.MORPH_ERODE) if sign > 0 else (cv2.MORPH_OPEN, cv2.MORPH_DILATE)
+    blurred = cv2.GaussianBlur(small, (0, 0), 0.8)
+    over = cv2.morphologyEx(blurred, closing, np.ones((width, width), np.uint8))
+    far = np.clip(apart, 0, 255).astype(np.uint8)
+    limit = max(cv2.threshold(far, 0, 255, cv2.THRESH_OTSU)[0] / 2, 6)
+    mask = (far > limit).astype(np.uint8)
+    mask[_thick(mask, WIDEST_CORE * side) | (cv2.absdiff(over, blurred) <= limit)] = 0
     mask = cv2.dilate(mask, _disc(0.02 * side))
     fine = _median(_fill(small, mask), 0.12 * side)
-    thin = (cv2.erode if sign > 0 else cv2.dilate)(fine, np.ones((3, 3), np.uint8))  # no line along a shadow's edge
-    back = gray.shape[::-1]
-    paper, over = (cv2.resize(one, back, interpolation=cv2.INTER_LINEAR).astype(np.float32) for one in (thin, over))
-    return paper, over, sign
+    fine = cv2.morphologyEx(fine, erosion, np.ones((3, 3), np.uint8))  # no line along the edge of a shadow
+    return fine.astype(np.float32), over.astype(np.float32)
 
 
 def _edges(paper: Ink, typical: float) -> Ink:
@@ -186,15 +200,15 @@ def _edges(paper: Ink, typical: float) -> Ink:
     around = _disc(0.06 * min(small.shape))
     steps = np.hypot(cv2.Sobel(small, cv2.CV_32F, 1, 0, scale=1 / 8), cv2.Sobel(small, cv2.CV_32F, 0, 1, scale=1 / 8))
     jumps = cv2.dilate((steps > STEP * typical).astype(np.uint8), around)
-    heights = cv2.morphologyEx(small, cv2.MORPH_GRADIENT, around) / typical * jumps
+    heights = cv2.morphologyEx(small, cv2.MORPH_GRADIENT, around) / max(typical, 1) * jumps
     dark = cv2.morphologyEx((small < DESK * typical).astype(np.uint8), cv2.MORPH_OPEN, _disc(0.05 * min(small.shape)))
     heights[cv2.dilate(dark, around) > 0] = 1
     return cv2.resize(heights, paper.shape[::-1], interpolation=cv2.INTER_NEAREST)
 
 
-def _strength(away: Ink) -> float:
+def _strength(away: Ink, power: int = 2) -> float:
     """How much there is on this side of the paper, most of all of what is far from it."""
-    return float((np.maximum(away, 0) ** 2).mean())
+    return float((np.maximum(away, 0) ** power).mean())
 
 
 def _thick(mask: Gray, size: float) -> Mask:
@@ -374,6 +388,9 @@ def find_parts(page: Page) -> list[Part]:
     visible &= on_edge < ON_EDGE * np.maximum(sizes, 1)
     low = np.maximum(page.floor, SHARE * peaks)
     solid = (ink > low[labels]) & visible[labels]
+    if page.edges.any():
+        near = np.ones(2 * [max(1, round(BRIDGE * min(ink.shape)))], np.uint8)
+        solid |= (cv2.morphologyEx(solid.astype(np.uint8), cv2.MORPH_CLOSE, near) > 0) & (page.edges > 0)
     numbers = _connected(solid, gap)
     areas = np.bincount(numbers.ravel())[1:]
     places = find_objects(numbers)
