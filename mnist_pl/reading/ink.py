@@ -33,7 +33,7 @@ DESK = 0.4  # of the paper's brightness: what is darker, and wide, is no paper
 STEP = 0.05  # of the paper's brightness, in one of ROUGH pixels: no light falls off like that
 BRIDGE = 0.02  # of the shorter side: strokes are joined that the edge of a shadow has parted by less
 ON_EDGE = 0.5  # of a part's pixels: then it is but the edge's
-SLIVER, AT_BORDER, ALONG, HALF = 0.06, 0.15, 0.8, 0.4  # of the picture's side
+SLIVER, AT_BORDER, ALONG, HALF = 0.06, 0.15, 0.6, 0.4  # of the picture's side
 WHOLE, BESIDE = 0.8, 0.35  # of a rule is inked, at least; and of what is above or below it, at most
 DARKER = 1.6  # than the faintest: then a line is none of them
 THIN = 0.04  # of the height: a rule is no bar of a digit that fills the picture
@@ -266,7 +266,7 @@ def _erase_rules(ink: Ink, floor: float) -> None:
     inked = np.ascontiguousarray(ink > floor).astype(np.uint8)
     small = _small(inked, 2 * ROUGH)
     length = RULE * small.shape[1]
-    thin = small * (_runs(small) <= THIN * len(small)).astype(np.uint8)
+    thin = small * (_runs(small) <= 6 * THIN * len(small)).astype(np.uint8)  # with strokes that cross it
     lines = cv2.HoughLinesP(_reaching(thin, length), 1, np.pi / 720, int(0.6 * length), minLineLength=length, maxLineGap=0.08 * length)
     if lines is None:
         return

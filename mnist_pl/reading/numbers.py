@@ -38,6 +38,7 @@ SPECK = 0.22  # of the digits' height: what is smaller than that is none
 LONG = 2.0  # times that, and as low as a speck: an underline
 LOOSE = 0.75  # of the digits' height: what is lower than that may be a piece of one
 NEAR = 0.25  # of the digits' height: how far a piece may be from the rest
+WITH_PIECE, HALVES = 1.5, 2.2  # times the digits' height, at most, with a piece; of two pieces that are no digits alone
 MOST_TRIED = 40  # parts to mend or to cut: where there are more, it is a page of something else
 WIDE = 1.35  # a digit's width over the digits' height, at most
 FAR_TOO_WIDE = 2.0  # over that, it is several, whatever the network says
@@ -207,7 +208,7 @@ def _mend(model: "DigitClassifier", seen: list[Seen], tall: float) -> list[Seen]
             (i, j)
             for i, one in enumerate(seen)
             for j, other in enumerate(seen)
-            if i != j and one[2].max() < NO_DIGIT and _may_belong(one[0], other[0], tall)
+            if i != j and one[2].max() < NO_DIGIT and _may_belong(one[0], other[0], tall, 2 * NEAR, HALVES)
         ]
         tried = _look(model, [union(seen[i][0], seen[j][0]) for i, j in pairs])
         sure = [max(SURE, seen[j][2].max() - 0.1) for _, j in pairs]
@@ -300,13 +301,13 @@ def _is_inside(part: Part, other: Part) -> bool:
 def _belongs(piece: Part, other: Part, tall: float) -> bool:
     """Whether it is a piece of that digit: near it, above or below rather than beside it, and not too large with it."""
     over = min(piece.right, other.right) - max(piece.left, other.left)
-    return over >= 0.3 * min(piece.width, other.width) and _may_belong(piece, other, tall, NEAR)
+    return over >= 0.3 * min(piece.width, other.width) and _may_belong(piece, other, tall, NEAR, WITH_PIECE)
 
 
-def _may_belong(piece: Part, other: Part, tall: float, near: float = 2 * NEAR) -> bool:
+def _may_belong(piece: Part, other: Part, tall: float, near: float, high: float) -> bool:
     top, bottom = min(piece.top, other.top), max(piece.bottom, other.bottom)
     left, right = min(piece.left, other.left), max(piece.right, other.right)
-    fits = bottom - top <= 1.5 * max(tall, other.height) and right - left <= WIDE * max(tall, other.height)
+    fits = bottom - top <= high * max(tall, other.height) and right - left <= WIDE * max(tall, other.height)
     return fits and _gap(piece, other) <= near * tall
 
 
@@ -376,7 +377,7 @@ def _cut(model: "DigitClassifier", whole: Seen, tall: float, alone: bool) -> lis
     if not _is_wide(whole, tall) or alone and part.width < LONE * part.height:
         return [whole]
     score, several = _cut_along(model, part, tall, straight_cuts(part, tall))
-    if not several or min(seen[2].max() for seen in several) < SURE:  # where digits interlock
+    if several and min(seen[2].max() for seen in several) < SURE:  # where digits interlock
         winding = _cut_along(model, part, tall, straight_cuts(part, tall) + winding_cuts(part, tall))
         score, several = max(winding, (score, several), key=lambda one: one[0])
     strokes = sum(seen[2].argmax() == 1 for seen in several)
