@@ -267,7 +267,8 @@ def _erase_rules(ink: Ink, floor: float) -> None:
     small = _small(inked, 2 * ROUGH)
     length = RULE * small.shape[1]
     thin = small * (_runs(small) <= 6 * THIN * len(small)).astype(np.uint8)  # with strokes that cross it
-    lines = cv2.HoughLinesP(_reaching(thin, length), 1, np.pi / 720, int(0.6 * length), minLineLength=length, maxLineGap=0.08 * length)
+    long = _reaching(thin, length)
+    lines = cv2.HoughLinesP(long, 1, np.pi / 720, int(0.6 * length), minLineLength=length, maxLineGap=0.08 * length)
     if lines is None:
         return
     runs = _runs(inked)

@@ -388,7 +388,7 @@ def _cut(model: "DigitClassifier", whole: Seen, tall: float, alone: bool) -> lis
 
 
 def _cut_along(model: "DigitClassifier", part: Part, tall: float, cuts: list[Cut]) -> tuple[float, list[Seen]]:
-    """The likeliest digits that some of the cuts make of it, and the mean of their scores; none where there are none."""
+    """The likeliest digits that some of the cuts make of it, if any, and the mean of their scores."""
     middle = part.height // 2
     ends = [Cut(np.full(part.height, at), 0.0) for at in (0, part.width)]
     cuts = [ends[0], *sorted(cuts, key=lambda cut: cut.columns[middle]), ends[1]]
