@@ -167,7 +167,9 @@ def _paper(gray: Gray, other: bool) -> tuple[Ink, Ink, int]:
     blurred = cv2.GaussianBlur(small, (0, 0), 0.8)
     dark = (np.minimum(*found[1]) - blurred) / np.maximum(found[1][0], BRIGHT)
     light = (blurred - np.maximum(*found[-1])) / np.maximum(255 - 0.5 * found[-1][0], BRIGHT)
-    sign = 1 if (_strength(dark, 3) >= _strength(light, 3)) != other else -1
+    desk = _desk(found[1][0], float(np.median(found[1][0])))  # from which the page stands out
+    page = cv2.dilate(desk, _disc(WIDEST * min(small.shape))) == 0
+    sign = 1 if (_strength(dark * page, 3) >= _strength(light * page, 3)) != other else -1
     back = gray.shape[::-1]
     paper, over = (cv2.resize(one, back, interpolation=cv2.INTER_LINEAR).astype(np.float32) for one in found[sign])
     return paper, over, sign
@@ -201,9 +203,14 @@ def _edges(paper: Ink, typical: float) -> Ink:
     steps = np.hypot(cv2.Sobel(small, cv2.CV_32F, 1, 0, scale=1 / 8), cv2.Sobel(small, cv2.CV_32F, 0, 1, scale=1 / 8))
     jumps = cv2.dilate((steps > STEP * typical).astype(np.uint8), around)
     heights = cv2.morphologyEx(small, cv2.MORPH_GRADIENT, around) / max(typical, 1) * jumps
-    dark = cv2.morphologyEx((small < DESK * typical).astype(np.uint8), cv2.MORPH_OPEN, _disc(0.05 * min(small.shape)))
-    heights[cv2.dilate(dark, around) > 0] = 1
+    heights[cv2.dilate(_desk(small, typical), around) > 0] = 1
     return cv2.resize(heights, paper.shape[::-1], interpolation=cv2.INTER_NEAREST)
+
+
+def _desk(paper: Ink, typical: float) -> Gray:
+    """Where it is, beside the page: 1, else 0."""
+    dark = (paper < DESK * typical).astype(np.uint8)
+    return cv2.morphologyEx(dark, cv2.MORPH_OPEN, _disc(0.05 * min(paper.shape)))
 
 
 def _strength(away: Ink, power: int = 2) -> float:
