@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw
 from mnist_pl.data.digits import embedded_digits
 from mnist_pl.models import DigitClassifier
 from mnist_pl.reading.checkpoint import load_model
-from mnist_pl.reading.ink import find_ink
+from mnist_pl.reading.cuts import Cut, between, winding_cuts
+from mnist_pl.reading.ink import Part, find_ink
 from mnist_pl.reading.numbers import classify, find_digits, read
 
 Gray = np.ndarray
@@ -89,6 +90,44 @@ def test_digits_that_touch_are_cut(model: DigitClassifier, known: dict[str, Gray
     gray = page(known, ["2047"], gap=-16)
     parts, _ = find_digits(find_ink(gray))
     assert len(parts) < 4 and read(model, gray).text == "2047"
+
+
+def test_a_cut_winds_between_digits_that_interlock() -> None:
+    """No straight one parts them with less than two strokes cut through."""
+    picture = Image.new("L", (136, 130))
+    draw = ImageDraw.Draw(picture)
+    left, right = [(24, 110), (24, 16), (92, 16)], [(110, 36), (110, 112), (48, 112)]
+    for line in (left, right, [(24, 64), (110, 64)]):
+        draw.line(line, 255, 9)
+    part = Part(0, 0, np.asarray(picture, np.float32)[11:118, 19:116] / 255)
+    best = min(winding_cuts(part, part.height), key=lambda cut: abs(cut.columns[0] - 82) + 20 * cut.ink)
+    start, end = (Cut(np.full(part.height, at), 0.0) for at in (0, part.width))
+    pieces = between(part, start, best), between(part, best, end)
+    assert best.ink < 1.6 and all(piece is not None for piece in pieces)
+    boxes = [(piece.left, piece.right) for piece in pieces if piece is not None]
+    assert boxes[0][0] <= 1 and boxes[0][1] >= 70, "with all of its upper bar"
+    assert boxes[1][0] <= 30 and boxes[1][1] >= part.width - 1, "with all of its lower one"
+
+
+def test_a_desk_beside_the_page_is_no_1(model: DigitClassifier, known: dict[str, Gray]) -> None:
+    gray = page(known, ["2047"])
+    for wide, lean in ((20, 0.0), (30, 0.05), (45, 0.02)):
+        desk = np.arange(gray.shape[1]) < wide - lean * np.arange(len(gray))[:, None]
+        for there in (desk, desk[:, ::-1]):
+            assert read(model, np.where(there, 40, gray).astype(np.uint8)).text == "2047", (wide, lean)
+
+
+def test_the_edge_of_a_shadow_leaves_the_ink(known: dict[str, Gray]) -> None:
+    """Beside it, paper in the light stands out from the shadow more than faint ink does from its paper."""
+    ink = cv2.resize(np.pad(known["2"], 30), (400, 400), interpolation=cv2.INTER_CUBIC).clip(0, 255)
+    y, x = np.mgrid[-1:1:400j, -1:1:400j]
+    for angle in np.radians(range(0, 360, 40)):
+        light = 1 - 0.45 / (1 + np.exp(-(np.cos(angle) * x + np.sin(angle) * y) / 0.01))
+        picture = cv2.GaussianBlur((230 - 0.45 * ink) * light, (0, 0), 2).clip(0, 255).astype(np.uint8)
+        page = find_ink(picture)
+        found, strokes = page.ink > page.floor, ink > 128
+        assert (found & strokes).sum() > 2 / 3 * strokes.sum(), f"{angle:.1f}: ink is missing"
+        assert (found & (ink < 20)).sum() < 0.5 * strokes.sum(), f"{angle:.1f}: light is taken for ink"
 
 
 def test_the_pieces_of_a_digit_are_joined() -> None:

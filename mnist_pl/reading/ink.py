@@ -22,16 +22,18 @@ ROUGH = 320  # pixels of the longer side, where the paper is looked at
 PASTED = 0.9  # of its pixels differ from the ground
 FITS = 6  # of the light
 FLAT, THICKEST = 0.6, 0.4  # of the pixels; of the shorter side
-WIDEST = 0.22  # of the shorter side; what is thicker than that is no stroke, but a shadow or a desk
+WIDEST, WIDEST_CORE = 0.22, 0.3  # of the shorter side; what is thicker is no stroke, but a shadow or a desk
 GRAINS = (0.0008, 0.002, 0.005)  # of the longer side: what is averaged, until the noise is less than
 GRAINY = 0.2  # of the paper's brightness
 RULE = 0.55  # of the picture's width: lines at least that long are rules
 GAP = 1.5  # pixels of a picture that had to be enlarged
 MOST_PARTS = 500  # a page of the numbers to 100 has 200
+BRIGHT = 128  # of the light, at least, where the two polarities are compared
 DESK = 0.4  # of the paper's brightness: what is darker, and wide, is no paper
 STEP = 0.05  # of the paper's brightness, in one of ROUGH pixels: no light falls off like that
+BRIDGE = 0.02  # of the shorter side: strokes are joined that the edge of a shadow has parted by less
 ON_EDGE = 0.5  # of a part's pixels: then it is but the edge's
-SLIVER, AT_BORDER = 0.06, 0.15  # of the picture's side
+SLIVER, AT_BORDER, ALONG, HALF = 0.06, 0.15, 0.6, 0.4  # of the picture's side
 WHOLE, BESIDE = 0.8, 0.35  # of a rule is inked, at least; and of what is above or below it, at most
 DARKER = 1.6  # than the faintest: then a line is none of them
 THIN = 0.04  # of the height: a rule is no bar of a digit that fills the picture
@@ -49,7 +51,7 @@ class Page:
 
     ink: Ink
     floor: float  # what is fainter is paper
-    edges: Mask  # (H, W), where the paper's brightness jumps: what is only there is the edge of a shadow or a page
+    edges: Ink  # (H, W), by how much the paper's brightness jumps near by: the edge of a shadow or a page
     scale: float  # its size over that of what was looked at
     left: int  # of the picture's pixels, where that begins
     top: int
@@ -119,12 +121,19 @@ def _even(gray: Gray, other: bool) -> tuple[Ink, Ink, int]:
 
 
 def _smooth(gray: Gray, other: bool) -> tuple[Ink, Ink, int]:
-    """As `_paper`, of a light that is a polynomial of the place: fitted to the frame, then to all that is like it."""
-    small = _small(gray, ROUGH // 2).astype(np.float32)
+    """As `_paper`, of a light that is a polynomial of the place."""
+    paper = cv2.resize(_trend(_small(gray, ROUGH // 2)), gray.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    paper = paper.clip(0, 255)
+    sign = 1 if (_strength(paper - gray) >= _strength(gray - paper)) != other else -1
+    return paper, paper, sign
+
+
+def _trend(small: Gray) -> Ink:  # (H, W)
+    """A polynomial of the place: fitted to the frame, then to all that is like it."""
     height, width = small.shape
     y, x = np.mgrid[:height, :width].reshape(2, -1).astype(np.float32) / max(height, width)
     terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y])
-    values = small.ravel()
+    values = small.ravel().astype(np.float32)
     ring = max(1, min(height, width) // 12)
     inner = np.zeros(small.shape, bool)
     inner[ring:-ring, ring:-ring] = True
@@ -135,10 +144,7 @@ def _smooth(gray: Gray, other: bool) -> tuple[Ink, Ink, int]:
         used = away < max(2.5 * 1.4826 * float(np.median(away[used])), 4)
         if not used.any():
             break
-    paper = cv2.resize((fit @ terms).reshape(small.shape), gray.shape[::-1], interpolation=cv2.INTER_LINEAR)
-    paper = paper.clip(0, 255).astype(np.float32)
-    sign = 1 if (_strength(paper - gray) >= _strength(gray - paper)) != other else -1
-    return paper, paper, sign
+    return (fit @ terms).reshape(small.shape).astype(np.float32)
 
 
 def _small(gray: Any, longer: int = ROUGH) -> Any:
@@ -150,40 +156,66 @@ def _small(gray: Any, longer: int = ROUGH) -> Any:
 def _paper(gray: Gray, other: bool) -> tuple[Ink, Ink, int]:
     """The paper's brightness below the ink, (H, W), twice; and 1 where the ink is darker, -1 where it is lighter.
 
-    First by a median wide enough for any stroke; then, without what that takes for ink, by a narrow one, which follows
-    the edge of a shadow. A closing (for light ink an opening) follows corners, where a median rounds them: ink is what
-    stands out against both.
+    Ink is what stands out against both. It is looked for in either polarity: where there is none, only what the two do
+    not follow of the light is left.
     """
     small = _small(gray)
-    side = min(small.shape)
-    rough = _median(small, 0.6 * side).astype(np.float32)
-    sign = 1 if (_strength(rough - small) >= _strength(small - rough)) != other else -1
-    apart = np.clip((rough - small) * sign, 0, 255).astype(np.uint8)
-    limit = max(cv2.threshold(apart, 0, 255, cv2.THRESH_OTSU)[0] / 2, 6)
-    mask = (apart > limit).astype(np.uint8)
-    mask[_thick(mask, WIDEST * side)] = 0
-    mask = cv2.dilate(mask, _disc(0.02 * side))
-    fine = _median(_fill(small, mask), 0.12 * side)
-    width = 2 * int(WIDEST * side / 2) + 1
-    how = cv2.MORPH_CLOSE if sign > 0 else cv2.MORPH_OPEN
-    over = cv2.morphologyEx(cv2.GaussianBlur(small, (0, 0), 0.8), how, np.ones((width, width), np.uint8))
+    trend = cv2.resize(_trend(_small(small, ROUGH // 2)), small.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    level = np.clip(small - trend + 128, 0, 255).astype(np.uint8)
+    away = _median(level, 0.6 * min(small.shape)).astype(np.float32) - level
+    found = {sign: _below_ink(small, away * sign, sign) for sign in (1, -1)}
+    blurred = cv2.GaussianBlur(small, (0, 0), 0.8)
+    dark = (np.minimum(*found[1]) - blurred) / np.maximum(found[1][0], BRIGHT)
+    light = (blurred - np.maximum(*found[-1])) / np.maximum(255 - 0.5 * found[-1][0], BRIGHT)
+    desk = _desk(found[1][0], float(np.median(found[1][0])))  # from which the page stands out
+    page = cv2.dilate(desk, _disc(WIDEST * min(small.shape))) == 0
+    sign = 1 if (_strength(dark * page, 3) >= _strength(light * page, 3)) != other else -1
     back = gray.shape[::-1]
-    paper, over = (cv2.resize(one, back, interpolation=cv2.INTER_LINEAR).astype(np.float32) for one in (fine, over))
+    paper, over = (cv2.resize(one, back, interpolation=cv2.INTER_LINEAR).astype(np.float32) for one in found[sign])
     return paper, over, sign
 
 
-def _edges(paper: Ink, typical: float) -> Mask:
+def _below_ink(small: Gray, apart: Ink, sign: int) -> tuple[Ink, Ink]:
+    """The paper's brightness twice, by what is about so much `apart` from it (all (H, W)).
+
+    By a narrow median without the ink, which follows the edge of a shadow. A closing (for light ink an opening) follows
+    corners, where a median rounds them, and tells what is thinner than a shadow.
+    """
+    side = min(small.shape)
+    width = 2 * int(WIDEST * side / 2) + 1
+    closing, erosion = (cv2.MORPH_CLOSE, cv2.MORPH_ERODE) if sign > 0 else (cv2.MORPH_OPEN, cv2.MORPH_DILATE)
+    blurred = cv2.GaussianBlur(small, (0, 0), 0.8)
+    over = cv2.morphologyEx(blurred, closing, np.ones((width, width), np.uint8))
+    far = np.clip(apart, 0, 255).astype(np.uint8)
+    limit = max(cv2.threshold(far, 0, 255, cv2.THRESH_OTSU)[0] / 2, 6)
+    mask = (far > limit).astype(np.uint8)
+    mask[_thick(mask, WIDEST_CORE * side) | (cv2.absdiff(over, blurred) <= limit)] = 0
+    mask = cv2.dilate(mask, _disc(0.02 * side))
+    fine = _median(_fill(small, mask), 0.12 * side)
+    fine = cv2.morphologyEx(fine, erosion, np.ones((3, 3), np.uint8))  # no line along the edge of a shadow
+    return fine.astype(np.float32), over.astype(np.float32)
+
+
+def _edges(paper: Ink, typical: float) -> Ink:
+    """By how much of the typical brightness the paper's jumps near by, 0 where it does not."""
     small = _small(paper)
+    around = _disc(0.06 * min(small.shape))
     steps = np.hypot(cv2.Sobel(small, cv2.CV_32F, 1, 0, scale=1 / 8), cv2.Sobel(small, cv2.CV_32F, 0, 1, scale=1 / 8))
-    dark = cv2.morphologyEx((small < DESK * typical).astype(np.uint8), cv2.MORPH_OPEN, _disc(0.05 * min(small.shape)))
-    found = np.maximum(dark, (steps > STEP * typical).astype(np.uint8))
-    found = cv2.dilate(found, _disc(0.06 * min(small.shape)))
-    return cv2.resize(found, paper.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
+    jumps = cv2.dilate((steps > STEP * typical).astype(np.uint8), around)
+    heights = cv2.morphologyEx(small, cv2.MORPH_GRADIENT, around) / max(typical, 1) * jumps
+    heights[cv2.dilate(_desk(small, typical), around) > 0] = 1
+    return cv2.resize(heights, paper.shape[::-1], interpolation=cv2.INTER_NEAREST)
 
 
-def _strength(away: Ink) -> float:
+def _desk(paper: Ink, typical: float) -> Gray:
+    """Where it is, beside the page: 1, else 0."""
+    dark = (paper < DESK * typical).astype(np.uint8)
+    return cv2.morphologyEx(dark, cv2.MORPH_OPEN, _disc(0.05 * min(paper.shape)))
+
+
+def _strength(away: Ink, power: int = 2) -> float:
     """How much there is on this side of the paper, most of all of what is far from it."""
-    return float((np.maximum(away, 0) ** 2).mean())
+    return float((np.maximum(away, 0) ** power).mean())
 
 
 def _thick(mask: Gray, size: float) -> Mask:
@@ -241,7 +273,9 @@ def _erase_rules(ink: Ink, floor: float) -> None:
     inked = np.ascontiguousarray(ink > floor).astype(np.uint8)
     small = _small(inked, 2 * ROUGH)
     length = RULE * small.shape[1]
-    lines = cv2.HoughLinesP(small, 1, np.pi / 720, int(0.6 * length), minLineLength=length, maxLineGap=0.08 * length)
+    thin = small * (_runs(small) <= 6 * THIN * len(small)).astype(np.uint8)  # with strokes that cross it
+    long = _reaching(thin, length)
+    lines = cv2.HoughLinesP(long, 1, np.pi / 720, int(0.6 * length), minLineLength=length, maxLineGap=0.08 * length)
     if lines is None:
         return
     runs = _runs(inked)
@@ -267,6 +301,13 @@ def _erase_rules(ink: Ink, floor: float) -> None:
         return
     bridges = cv2.morphologyEx(left, cv2.MORPH_CLOSE, np.ones((int(thick) + 3, 3), np.uint8))
     ink[erased & (bridges == 0)] = 0  # but where a stroke goes on, on both sides
+
+
+def _reaching(mask: Gray, length: float) -> Gray:
+    """What of it belongs to something that long, small gaps aside: the rest only takes time to look through."""
+    near = np.ones((3, 2 * int(0.04 * length) + 1), np.uint8)
+    labels, stats = cv2.connectedComponentsWithStats(cv2.dilate(mask, near))[1:3]
+    return mask * (stats[:, cv2.CC_STAT_WIDTH] >= length).astype(np.uint8)[labels]
 
 
 @dataclass(frozen=True)
@@ -305,13 +346,10 @@ def _falls(line: list[int]) -> float:
 
 def _runs(mask: Gray) -> NDArray[np.int32]:  # (H, W) -> (H, W)
     """For each pixel of the mask, how many of it are above one another there."""
-    down = np.zeros(mask.shape, np.int32)
-    up = np.zeros(mask.shape, np.int32)
-    for row in range(len(mask)):
-        down[row] = (down[row - 1] + 1) * mask[row] if row else mask[row]
-    for row in range(len(mask) - 1, -1, -1):
-        up[row] = (up[row + 1] + 1) * mask[row] if row < len(mask) - 1 else mask[row]
-    return np.where(mask > 0, down + up - 1, 0)
+    rows = np.arange(len(mask), dtype=np.int32)[:, None]
+    above = np.maximum.accumulate(np.where(mask > 0, -1, rows))
+    below = np.minimum.accumulate(np.where(mask > 0, len(mask), rows)[::-1])[::-1]
+    return np.where(mask > 0, below - above - 1, 0)
 
 
 @dataclass
@@ -354,9 +392,13 @@ def find_parts(page: Page) -> list[Part]:
     typical = peaks[order][np.searchsorted(np.cumsum(sizes[order]), sizes.sum() * 0.6)]
     visible = (peaks >= max(FAINT * typical, 1.3 * page.floor)) & (sizes >= 4)
     visible[0] = False
-    visible &= np.bincount(labels.ravel(), page.edges.ravel(), len(peaks)) < ON_EDGE * np.maximum(sizes, 1)
+    on_edge = np.bincount(labels.ravel(), (ink < page.edges).ravel(), len(peaks))
+    visible &= on_edge < ON_EDGE * np.maximum(sizes, 1)
     low = np.maximum(page.floor, SHARE * peaks)
     solid = (ink > low[labels]) & visible[labels]
+    if page.edges.any():
+        near = np.ones(2 * [max(1, round(BRIDGE * min(ink.shape)))], np.uint8)
+        solid |= (cv2.morphologyEx(solid.astype(np.uint8), cv2.MORPH_CLOSE, near) > 0) & (page.edges > 0)
     numbers = _connected(solid, gap)
     areas = np.bincount(numbers.ravel())[1:]
     places = find_objects(numbers)
@@ -364,10 +406,9 @@ def find_parts(page: Page) -> list[Part]:
     for index in sorted(np.argsort(-areas, kind="stable")[:MOST_PARTS].tolist()):
         place, number = places[index], index + 1
         top, left = place[0].start, place[1].start
-        height, width = place[0].stop - top, place[1].stop - left
-        if areas[index] < 4 or _is_margin((left, top, width, height), ink.shape):
-            continue
         own = numbers[place] == number
+        if areas[index] < 4 or _is_margin(own, left, top, ink.shape):
+            continue
         peak = peaks[labels[place][own].max()]
         base = 0.5 * page.floor
         values = (ink[place] - base) / (peak - base)
@@ -375,16 +416,19 @@ def find_parts(page: Page) -> list[Part]:
     return parts
 
 
-def _is_margin(box: tuple[int, int, int, int], shape: tuple[int, ...]) -> bool:
+def _is_margin(own: Mask, left: int, top: int, shape: tuple[int, ...]) -> bool:  # own: (h, w), of (H, W)
     """Along the picture's border, or at it and small: a desk, a shadow's end. A digit that was cut out is large."""
-    left, top, width, height = box
-    high, wide = shape
-    beside, above = left <= 1 or left + width >= wide - 1, top <= 1 or top + height >= high - 1
-    if (beside and width < SLIVER * wide and height > 2 * width) or (
-        above and height < SLIVER * high and width > 2 * height
-    ):
-        return True
-    return (beside or above) and max(width / wide, height / high) < AT_BORDER
+    at_border = False
+    for mask, start, wide, high in ((own, left, shape[1], shape[0]), (own.T, top, shape[0], shape[1])):
+        height, width = mask.shape
+        for is_there, line in ((start <= 1, mask[:, :2]), (start + width >= wide - 1, mask[:, -2:])):
+            if is_there:
+                at_border = True
+                if width < SLIVER * wide and height > 2 * width:
+                    return True
+                if width < HALF * wide and line.any(axis=1).sum() > ALONG * high:
+                    return True
+    return at_border and max(own.shape[0] / shape[0], own.shape[1] / shape[1]) < AT_BORDER
 
 
 def _connected(mask: Mask, gap: float) -> NDArray[np.int32]:  # (H, W) -> (H, W), 0 outside

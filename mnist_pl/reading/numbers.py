@@ -8,15 +8,16 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import combinations
 from math import atan2, cos, degrees, radians, sin
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from mnist_pl.data.digits import SIDE
-from mnist_pl.reading.ink import Gray, Ink, Page, Part, as_mnist, find_ink, find_parts, stroke_width
+from mnist_pl.reading.cuts import NARROW, Cut, between, straight_cuts, winding_cuts
+from mnist_pl.reading.ink import Gray, Page, Part, as_mnist, find_ink, find_parts
 from mnist_pl.reading.pictures import is_prepared, load
 
 if TYPE_CHECKING:
@@ -37,13 +38,10 @@ SPECK = 0.22  # of the digits' height: what is smaller than that is none
 LONG = 2.0  # times that, and as low as a speck: an underline
 LOOSE = 0.75  # of the digits' height: what is lower than that may be a piece of one
 NEAR = 0.25  # of the digits' height: how far a piece may be from the rest
+WITH_PIECE, HALVES = 1.5, 2.2  # times the digits' height, at most, with a piece; of two pieces that are no digits alone
 MOST_TRIED = 40  # parts to mend or to cut: where there are more, it is a page of something else
-CUTS = 12  # at most, that are tried in a part
-SLANTS = (-0.4, -0.2, 0.0, 0.2, 0.4)  # of them: to the left, for each pixel down
-THROUGH = 3.0  # strokes that a cut may go through
-NARROW, WIDE = 0.12, 1.35  # a digit's width over the digits' height, at least and at most
+WIDE = 1.35  # a digit's width over the digits' height, at most
 FAR_TOO_WIDE = 2.0  # over that, it is several, whatever the network says
-SLIVER = 0.12  # of its ink: less than that, apart from the rest of it, is cut off
 SEVERAL, LONE = 0.9, 1.25  # what is narrower than that for its height is not cut; nor what is alone, as an M
 PRICE = 0.3  # of a cut, for each stroke that it goes through, in log probability
 ONE = 0.7  # more, for what it makes a 1 of: any stroke is one
@@ -210,7 +208,7 @@ def _mend(model: "DigitClassifier", seen: list[Seen], tall: float) -> list[Seen]
             (i, j)
             for i, one in enumerate(seen)
             for j, other in enumerate(seen)
-            if i != j and one[2].max() < NO_DIGIT and _may_belong(one[0], other[0], tall)
+            if i != j and one[2].max() < NO_DIGIT and _may_belong(one[0], other[0], tall, 2 * NEAR, HALVES)
         ]
         tried = _look(model, [union(seen[i][0], seen[j][0]) for i, j in pairs])
         sure = [max(SURE, seen[j][2].max() - 0.1) for _, j in pairs]
@@ -303,13 +301,13 @@ def _is_inside(part: Part, other: Part) -> bool:
 def _belongs(piece: Part, other: Part, tall: float) -> bool:
     """Whether it is a piece of that digit: near it, above or below rather than beside it, and not too large with it."""
     over = min(piece.right, other.right) - max(piece.left, other.left)
-    return over >= 0.3 * min(piece.width, other.width) and _may_belong(piece, other, tall, NEAR)
+    return over >= 0.3 * min(piece.width, other.width) and _may_belong(piece, other, tall, NEAR, WITH_PIECE)
 
 
-def _may_belong(piece: Part, other: Part, tall: float, near: float = 2 * NEAR) -> bool:
+def _may_belong(piece: Part, other: Part, tall: float, near: float, high: float) -> bool:
     top, bottom = min(piece.top, other.top), max(piece.bottom, other.bottom)
     left, right = min(piece.left, other.left), max(piece.right, other.right)
-    fits = bottom - top <= 1.5 * max(tall, other.height) and right - left <= WIDE * max(tall, other.height)
+    fits = bottom - top <= high * max(tall, other.height) and right - left <= WIDE * max(tall, other.height)
     return fits and _gap(piece, other) <= near * tall
 
 
@@ -378,75 +376,37 @@ def _cut(model: "DigitClassifier", whole: Seen, tall: float, alone: bool) -> lis
     part, _, probabilities = whole
     if not _is_wide(whole, tall) or alone and part.width < LONE * part.height:
         return [whole]
-    borders = [Border(0, 0.0, 0.0), *places_to_cut(part.ink, tall), Border(part.width, 0.0, 0.0)]
-    pieces: dict[tuple[int, int], Part] = {}
-    for i, start in enumerate(borders):
-        for j in range(i + 1, len(borders)):
-            width = borders[j].x - start.x
-            if NARROW * tall <= width <= WIDE * tall and (i, j) != (0, len(borders) - 1):
-                piece = _between(part, start, borders[j])
-                if piece is not None and piece.height >= 0.5 * part.height:
-                    pieces[i, j] = piece
-    said = dict(zip(pieces, _look(model, list(pieces.values())), strict=True))
-    best: dict[int, tuple[float, list[Seen]]] = {0: (0.0, [])}
-    for j in range(1, len(borders)):
-        for i in range(j):
-            if (i, j) in said and i in best and said[i, j][2].max() >= NO_DIGIT:
-                price = PRICE * borders[j].ink + (ONE if said[i, j][2].argmax() == 1 else 0)
-                score = best[i][0] + float(np.log(said[i, j][2].max())) - price
-                if j not in best or score > best[j][0]:
-                    best[j] = score, [*best[i][1], said[i, j]]
-    score, several = best.get(len(borders) - 1, (-np.inf, []))
+    score, several = _cut_along(model, part, tall, straight_cuts(part, tall))
+    if several and min(seen[2].max() for seen in several) < SURE:  # where digits interlock
+        winding = _cut_along(model, part, tall, straight_cuts(part, tall) + winding_cuts(part, tall))
+        score, several = max(winding, (score, several), key=lambda one: one[0])
     strokes = sum(seen[2].argmax() == 1 for seen in several)
     if len(several) < 2 or strokes > (len(several) + 1) / 2:  # a zigzag
         return [whole]
     too_wide = part.width > FAR_TOO_WIDE * max(tall, part.height)
-    return several if too_wide or score / len(several) > np.log(probabilities.max()) else [whole]
+    return several if too_wide or score > np.log(probabilities.max()) else [whole]
 
 
-@dataclass(frozen=True)
-class Border:
-    """A straight cut: at `x` in the middle of the height, to the left by `slant` for each pixel down.
-
-    `ink` is how much it goes through, in strokes.
-    """
-
-    x: int
-    slant: float
-    ink: float
-
-
-def places_to_cut(ink: Ink, tall: float) -> list[Border]:
-    """Where there is least ink, upright and slanting."""
-    height, width = ink.shape
-    stroke = max(stroke_width(ink), 1.0)
-    margin, reach = max(2, int(NARROW * tall)), max(1, int(0.12 * tall))
-    found: list[Border] = []
-    for slant in SLANTS:
-        matrix = np.array([[1, slant, -slant * height / 2], [0, 1, 0]], np.float32)
-        upright = cv2.warpAffine(ink, matrix, (width, height)) if slant else ink
-        profile = np.convolve(upright.sum(axis=0), np.ones(3) / 3, mode="same") / stroke
-        least = [
-            x for x in range(margin, width - margin) if profile[x] <= profile[max(0, x - reach) : x + reach + 1].min()
-        ]
-        found += [Border(x, slant, float(profile[x])) for x in least if profile[x] < THROUGH]
-    apart: list[Border] = []
-    for one in sorted(found, key=lambda one: one.ink + 0.3 * abs(one.slant)):
-        if all(abs(one.x - other.x) > reach / 2 or abs(one.slant - other.slant) > 0.3 for other in apart):
-            apart.append(one)
-    return sorted(apart[:CUTS], key=lambda one: one.x)
-
-
-def _between(part: Part, start: Border, end: Border) -> Part | None:
-    y = np.arange(part.height)[:, None] - part.height / 2
-    x = np.arange(part.width)[None, :]
-    ink = np.where((x >= start.x - start.slant * y) & (x < end.x - end.slant * y), part.ink, 0)
-    labels = cv2.connectedComponents((ink > 0.25).astype(np.uint8))[1]
-    sizes = np.bincount(labels.ravel())[1:]
-    if len(sizes) == 0:
-        return None
-    slivers = np.flatnonzero(sizes < SLIVER * sizes.sum()) + 1  # of the neighbours
-    ink = np.where(np.isin(labels, slivers), 0, ink)
-    rows, columns = np.flatnonzero(ink.max(axis=1) > 0.25), np.flatnonzero(ink.max(axis=0) > 0.25)
-    top, left = int(rows[0]), int(columns[0])
-    return Part(part.left + left, part.top + top, ink[top : rows[-1] + 1, left : columns[-1] + 1], part.darkness)
+def _cut_along(model: "DigitClassifier", part: Part, tall: float, cuts: list[Cut]) -> tuple[float, list[Seen]]:
+    """The likeliest digits that some of the cuts make of it, if any, and the mean of their scores."""
+    middle = part.height // 2
+    ends = [Cut(np.full(part.height, at), 0.0) for at in (0, part.width)]
+    cuts = [ends[0], *sorted(cuts, key=lambda cut: cut.columns[middle]), ends[1]]
+    pieces: dict[tuple[int, int], Part] = {}
+    for i, j in combinations(range(len(cuts)), 2):
+        width = np.median(cuts[j].columns - cuts[i].columns)
+        if NARROW * tall <= width <= WIDE * tall and (i, j) != (0, len(cuts) - 1):
+            piece = between(part, cuts[i], cuts[j])
+            if piece is not None and piece.height >= 0.5 * part.height:
+                pieces[i, j] = piece
+    said = dict(zip(pieces, _look(model, list(pieces.values())), strict=True))
+    best: dict[int, tuple[float, list[Seen]]] = {0: (0.0, [])}
+    for j in range(1, len(cuts)):
+        for i in range(j):
+            if (i, j) in said and i in best and said[i, j][2].max() >= NO_DIGIT:
+                price = PRICE * cuts[j].ink + (ONE if said[i, j][2].argmax() == 1 else 0)
+                score = best[i][0] + float(np.log(said[i, j][2].max())) - price
+                if j not in best or score > best[j][0]:
+                    best[j] = score, [*best[i][1], said[i, j]]
+    score, several = best.get(len(cuts) - 1, (-np.inf, []))
+    return score / max(len(several), 1), several
