@@ -117,6 +117,16 @@ def test_what_is_kept_replaces_what_the_preset_had(monkeypatch: pytest.MonkeyPat
         assert [row["preset"] for row in csv.DictReader(file)] == ["fast", "good"]
 
 
+def test_runs_of_several_machines_are_compared_by_their_minutes() -> None:
+    slow, fast = made("good", 50, 52, seconds=60.0), made("best", 30, seconds=90.0)
+    assert front.comparable([slow, fast]) == ([[60.0, 60.0], [90.0]], None)
+    slow, fast = (
+        [run._replace(minutes=run.seconds / minute) for run in runs] for runs, minute in ((slow, 60), (fast, 30))
+    )
+    assert front.comparable([slow, fast]) == ([[60.0, 60.0], [180.0]], 60.0)
+    assert [preset.name for preset in front.presets([*fast, *slow])] == ["good", "best"]
+
+
 def test_the_interval_is_students_over_seeds_and_wilsons_of_one() -> None:
     (several,) = front.presets(made("good", 50, 41, 62, 47))
     expected = stats.ttest_1samp([0.9950, 0.9959, 0.9938, 0.9953], 0).confidence_interval(0.95)

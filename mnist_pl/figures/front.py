@@ -43,7 +43,7 @@ def best_for_any_budget(places: Iterable[tuple[float, float]]) -> list[tuple[flo
 def front(systems: Sequence[System], minute: float | None) -> "Figure":
     """Accuracy (by wrong answers, logarithmic) against seconds in fit (logarithmic): means, with their intervals.
 
-    `minute` is the seconds of one, on the machine of all of them; None where there are several.
+    `minute` is the seconds of one, as `mnist_pl.runs.front` counts them; None where it is not known.
     """
     picture = figure(9, 6.2, "accuracy on the test images against the cost of training, means and 95 % intervals")
     axes = picture.subplots()

@@ -247,7 +247,8 @@ def presets(runs: Sequence[Run], named: Iterable[str] = ()) -> list[Preset]:
     for run in runs:
         groups.setdefault(run.preset, []).append(run)
     found = [Preset(name, group[-1].parameters, group[-1].operations, group) for name, group in groups.items()]
-    found.sort(key=lambda preset: preset.seconds or inf)  # what was only tested tells no cost
+    timed = all(run.minutes for run in runs)
+    found.sort(key=lambda one: (one.minutes if timed else one.seconds) or inf)  # what was only tested tells no cost
     for name in named:
         if name not in groups:
             model = sketch(name)
@@ -288,21 +289,29 @@ def draw(found: Sequence[Preset], path: Path) -> bool:
     from mnist_pl.figures.front import System, front
     from mnist_pl.figures.plots import save
 
+    shown = [preset for preset in found if preset.runs and preset.seconds]
+    if not shown:
+        return False
+    costs, minute = comparable([preset.runs for preset in shown])
     systems = [
         System(
             textwrap.shorten(preset.name, LONGEST, placeholder=" …"),
-            [run.seconds for run in preset.runs],
+            cost,
             [run.accuracy for run in preset.runs],
             preset.interval(),
             preset.is_reference,
         )
-        for preset in found
-        if preset.runs and preset.seconds
+        for preset, cost in zip(shown, costs, strict=True)
     ]
-    if not systems:
-        return False
-    runs = [run for preset in found for run in preset.runs if run.seconds]
-    minutes = [run.seconds / run.minutes if run.minutes else inf for run in runs]
-    alike = max(minutes) < 1.01 * min(minutes)  # of one machine
-    save(front(systems, statistics.fmean(minutes) if alike else None), path)
+    save(front(systems, minute), path)
     return True
+
+
+def comparable(groups: Sequence[Sequence[Run]]) -> tuple[list[list[float]], float | None]:
+    """The seconds of each run, and those of a minute: of several machines, as on that of most of the runs. As they are,
+    and None, where some run is not counted in minutes."""
+    ratios = [run.seconds / run.minutes for runs in groups for run in runs if run.minutes]
+    if len(ratios) < sum(map(len, groups)):
+        return [[run.seconds for run in runs] for runs in groups], None
+    minute = statistics.median(ratios)
+    return [[(run.minutes or 0) * minute for run in runs] for runs in groups], minute
