@@ -117,6 +117,21 @@ def test_a_desk_beside_the_page_is_no_1(model: DigitClassifier, known: dict[str,
             assert read(model, np.where(there, 40, gray).astype(np.uint8)).text == "2047", (wide, lean)
 
 
+def test_faint_ink_is_read_beside_a_desk(model: DigitClassifier, known: dict[str, Gray]) -> None:
+    """What lies along the border does not tell how dark the ink is."""
+    gray = (230 - 0.2 * (230.0 - page(known, ["2047", "13"]))).astype(np.uint8)
+    gray[-12:] = 30
+    assert read(model, gray).text == "2047/13"
+
+
+@pytest.mark.parametrize("lit", [0.35, 0.5, 0.65])
+def test_strokes_in_the_light_do_not_make_ink_of_it(known: dict[str, Gray], lit: float) -> None:
+    gray = np.pad(page(known, ["2047", "1320"]), ((0, 250), (0, 250)), constant_values=230)
+    y, x = np.mgrid[0 : 1 : len(gray) * 1j, 0 : 1 : gray.shape[1] * 1j]
+    found = find_ink((gray * np.where(x + 0.2 * y < lit, 1, 0.35)).astype(np.uint8))
+    assert np.median(found.ink[gray < 60]) > 0.5 and np.quantile(found.ink[gray == 230], 0.95) < found.floor
+
+
 def test_the_edge_of_a_shadow_leaves_the_ink(known: dict[str, Gray]) -> None:
     """Beside it, paper in the light stands out from the shadow more than faint ink does from its paper."""
     ink = cv2.resize(np.pad(known["2"], 30), (400, 400), interpolation=cv2.INTER_CUBIC).clip(0, 255)

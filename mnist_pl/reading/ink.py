@@ -23,6 +23,7 @@ PASTED = 0.9  # of its pixels differ from the ground
 FITS = 6  # of the light
 FLAT, THICKEST = 0.6, 0.4  # of the pixels; of the shorter side
 WIDEST, WIDEST_CORE = 0.22, 0.3  # of the shorter side; what is thicker is no stroke, but a shadow or a desk
+BETWEEN = 0.06  # of the shorter side: strokes that are thinner than that do not part a bright place in two
 GRAINS = (0.0008, 0.002, 0.005)  # of the longer side: what is averaged, until the noise is less than
 GRAINY = 0.2  # of the paper's brightness
 RULE = 0.55  # of the picture's width: lines at least that long are rules
@@ -165,14 +166,23 @@ def _paper(gray: Gray, other: bool) -> tuple[Ink, Ink, int]:
     away = _median(level, 0.6 * min(small.shape)).astype(np.float32) - level
     found = {sign: _below_ink(small, away * sign, sign) for sign in (1, -1)}
     blurred = cv2.GaussianBlur(small, (0, 0), 0.8)
-    dark = (np.minimum(*found[1]) - blurred) / np.maximum(found[1][0], BRIGHT)
-    light = (blurred - np.maximum(*found[-1])) / np.maximum(255 - 0.5 * found[-1][0], BRIGHT)
+    over_dark, over_light = (_beyond_strokes(blurred, sign) for sign in (1, -1))
+    dark = (np.minimum(over_dark, np.minimum(*found[1])) - blurred) / np.maximum(found[1][0], BRIGHT)
+    light = (blurred - np.maximum(over_light, np.maximum(*found[-1]))) / np.maximum(255 - 0.5 * found[-1][0], BRIGHT)
     desk = _desk(found[1][0], float(np.median(found[1][0])))  # from which the page stands out
     page = cv2.dilate(desk, _disc(WIDEST * min(small.shape))) == 0
     sign = 1 if (_strength(dark * page, 3) >= _strength(light * page, 3)) != other else -1
     back = gray.shape[::-1]
     paper, over = (cv2.resize(one, back, interpolation=cv2.INTER_LINEAR).astype(np.float32) for one in found[sign])
     return paper, over, sign
+
+
+def _beyond_strokes(small: Gray, sign: int) -> Gray:
+    """A closing (or opening), of what has no strokes of the other polarity: they part a bright place, or a dark one, in
+    pieces that would be taken for ink."""
+    narrow, wide = (np.ones(2 * [2 * int(size * min(small.shape) / 2) + 1], np.uint8) for size in (BETWEEN, WIDEST))
+    first, then = (cv2.MORPH_OPEN, cv2.MORPH_CLOSE) if sign > 0 else (cv2.MORPH_CLOSE, cv2.MORPH_OPEN)
+    return cv2.morphologyEx(cv2.morphologyEx(small, first, narrow), then, wide)
 
 
 def _below_ink(small: Gray, apart: Ink, sign: int) -> tuple[Ink, Ink]:
@@ -388,8 +398,13 @@ def find_parts(page: Page) -> list[Part]:
     sizes[0] = 0
     if not sizes.any():
         return []
+    inner = sizes.copy()
+    for number, place in _at_border(labels):
+        if _is_margin(labels[place] == number, place[1].start, place[0].start, ink.shape):
+            inner[number] = 0
+    weights = inner if inner.any() else sizes
     order = np.argsort(peaks)
-    typical = peaks[order][np.searchsorted(np.cumsum(sizes[order]), sizes.sum() * 0.6)]
+    typical = peaks[order][np.searchsorted(np.cumsum(weights[order]), weights.sum() * 0.6)]
     visible = (peaks >= max(FAINT * typical, 1.3 * page.floor)) & (sizes >= 4)
     visible[0] = False
     on_edge = np.bincount(labels.ravel(), (ink < page.edges).ravel(), len(peaks))
@@ -414,6 +429,13 @@ def find_parts(page: Page) -> list[Part]:
         values = (ink[place] - base) / (peak - base)
         parts.append(Part(left, top, np.where(own, values, 0).clip(0, 1).astype(np.float32), float(peak)))
     return parts
+
+
+def _at_border(labels: NDArray[np.int32]) -> list[tuple[int, Any]]:
+    """The numbers and places of what touches the picture's border."""
+    places = find_objects(labels)
+    border = np.concatenate([labels[[0, -1]].ravel(), labels[:, [0, -1]].ravel()])
+    return [(number, places[number - 1]) for number in np.unique(border[border > 0]).tolist()]
 
 
 def _is_margin(own: Mask, left: int, top: int, shape: tuple[int, ...]) -> bool:  # own: (h, w), of (H, W)
