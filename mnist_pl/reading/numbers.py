@@ -376,9 +376,10 @@ def _cut(model: "DigitClassifier", whole: Seen, tall: float, alone: bool) -> lis
     part, _, probabilities = whole
     if not _is_wide(whole, tall) or alone and part.width < LONE * part.height:
         return [whole]
-    score, several = _cut_along(model, part, tall, straight_cuts(part, tall))
+    straight = straight_cuts(part, tall)
+    score, several = _cut_along(model, part, tall, straight)
     if several and min(seen[2].max() for seen in several) < SURE:  # where digits interlock
-        winding = _cut_along(model, part, tall, straight_cuts(part, tall) + winding_cuts(part, tall))
+        winding = _cut_along(model, part, tall, straight + winding_cuts(part, tall))
         score, several = max(winding, (score, several), key=lambda one: one[0])
     strokes = sum(seen[2].argmax() == 1 for seen in several)
     if len(several) < 2 or strokes > (len(several) + 1) / 2:  # a zigzag
