@@ -7,6 +7,7 @@ import atexit
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,9 +22,11 @@ STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "
 FIRST = "MNIST_PL_FIRST"  # the environment variable that tells further processes of a run which one started them
 AT_ONCE = 0.3  # seconds
 GRACE = 3.0  # seconds, for one of several processes, which may wait for another that has ended
+PATIENCE = 10.0  # seconds, for a process to clean up after it was told to end
 
 _advice = ""
 _told = False
+_code: int | None = None  # the exit code of this process, once a signal ends it
 _watching = 0  # the process, of which a forked one is a copy
 _in_hand = False  # the training has taken note of a signal
 _ended_others = False
@@ -37,6 +40,7 @@ def end_on_signals() -> None:
     """From here on, each of STOPPING ends the program; the training takes them over, to write a checkpoint first."""
     for number in STOPPING:
         signal.signal(number, _end)
+    atexit.register(_keep_code)  # the last to be called
     if "LOCAL_RANK" in os.environ or world() is not None:  # one of several processes
         watch()
 
@@ -80,6 +84,25 @@ def arrange(how: Callable[[int], str | None]) -> None:
     """`how` is called when a signal ends the program, and returns what is told, where it sees to the rest."""
     global _arrange
     _arrange = how
+
+
+def exit_code() -> int | None:
+    """That of this process, if a signal is ending it: other errors that come up meanwhile are the signal's doing."""
+    return _code
+
+
+def _keep_code() -> None:
+    if _code is not None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        _leave(_code)
+
+
+def _insist() -> None:
+    """A SystemExit that is raised in the midst of a library may be swallowed there."""
+    time.sleep(PATIENCE)
+    _leave(_code or 1)
 
 
 def leave_with(act: Callable[[], Any]) -> None:
@@ -186,9 +209,9 @@ def tell(number: int) -> None:
 
 
 def _end(number: int, frame: Any) -> None:
-    global _in_hand
+    global _in_hand, _code
     end_at_once_next_time()
-    _in_hand = False
+    _in_hand, _code = False, 128 + number
     if is_first():
         tell(number)
     if os.environ.get(FIRST) == str(os.getppid()):
@@ -198,8 +221,9 @@ def _end(number: int, frame: Any) -> None:
         _workers(number)
     end_others()
     if _imports(frame):
-        _leave(128 + number)
-    raise SystemExit(128 + number)
+        _leave(_code)
+    threading.Thread(target=_insist, daemon=True).start()
+    raise SystemExit(_code)
 
 
 def _imports(frame: Any) -> bool:

@@ -179,6 +179,27 @@ def test_a_signal_while_the_program_starts(tmp_path: Path, number: int) -> None:
         assert err.startswith(f"stopped by {signal.Signals(number).name}; ") and err.count("\n") == 1
 
 
+class Careless(Callback):
+    """Catches whatever comes up while it is built, the end of the program too; goes on, or raises another error."""
+
+    def __init__(self, raises: bool) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        except BaseException:
+            if raises:
+                raise ValueError("no such thing") from None
+
+
+@pytest.mark.parametrize("raises", [True, pytest.param(False, marks=pytest.mark.long)])
+def test_a_signal_in_code_that_catches_all(run: Run, tmp_path: Path, raises: bool) -> None:
+    words = [f"+callbacks.part={{_target_: test_stops.Careless, raises: {raises}}}", "trainer.max_epochs=10000"]
+    ended = run("train.py", "-m", *SMALL, *words, "hydra.sweep.dir=sweep", "seed=1,2")
+    assert ended.code == 128 + signal.SIGTERM, ended
+    assert ended.err.startswith("stopped by SIGTERM; ") and ended.err.count("\n") == 1
+    assert not (tmp_path / "sweep/1").exists()
+
+
 class Busy(Callback):
     """Says so, and lets a training step last for a minute."""
 

@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from mnist_pl.signals import advice
+from mnist_pl.signals import advice, exit_code
 from mnist_pl.storage import one_line
 from mnist_pl.world import is_to_tell
 
@@ -82,6 +82,8 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if (code := exit_code()) is not None:
+            sys.exit(code)
         in_job = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
         if WANTS_TRACEBACK or in_job or not is_users(error):
             raise
