@@ -33,7 +33,7 @@ FACTS |= {"test_images": 300, "accuracy": 0.5, "classes": [str(digit) for digit 
 STRIDES = {"channels": [4, 8], "strides": [2, 1], "pools": [1, 2], "padding": 1, "batch_norm": True, "hidden": [16]}
 NETWORKS: dict[str, Callable[[], DigitClassifier]] = {
     "cnn": lambda: CNN(**STRIDES, channel_dropout=[0.1, 0.1]),
-    "mlp": lambda: MLP(hidden=[16], dropout=0.5, mean=0.5, std=0.5),
+    "mlp": lambda: MLP(hidden=[16], dropout=0.5, mean=0.5, std=0.5, shifts=2),
 }
 
 

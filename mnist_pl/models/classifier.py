@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from mnist_pl.models.looks import check_shifts, say_mean
 from mnist_pl.models.metrics import Scores
 from mnist_pl.models.schedules import HOW, fit_to, make_schedule
 
@@ -72,6 +73,8 @@ class DigitClassifier(LightningModule):
             run, and `lr` for the learning rate. None: a constant rate.
         mean, std: of the pixels, which the network subtracts and divides by.
         label_smoothing: of the training loss alone; what is reported is always the plain cross entropy.
+        shifts: pixels by which an image is moved to each of the four sides, too, once the network is trained: its
+            answer is then the mean of what it says of the five images. 0: of the image alone.
 
     Raises:
         ValueError: a setting is out of range; the message names it.
@@ -87,6 +90,7 @@ class DigitClassifier(LightningModule):
         mean: float = MEAN,
         std: float = STD,
         label_smoothing: float = 0.0,
+        shifts: int = 0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -95,10 +99,16 @@ class DigitClassifier(LightningModule):
                 raise ValueError(f"model.{name} must be a {'positive ' * (name == 'std')}number, got {value!r}")
         if not isinstance(label_smoothing, int | float) or not 0 <= label_smoothing < 1:
             raise ValueError(f"model.label_smoothing must be a number from 0 up to but not 1, got {label_smoothing!r}")
-        self.mean, self.std, self.label_smoothing = mean, std, label_smoothing
+        check_shifts(shifts)
+        self.mean, self.std, self.label_smoothing, self.shifts = mean, std, label_smoothing, shifts
         self.train_scores, self.val_scores, self.test_scores = Scores("train/"), Scores("val/"), Scores("test/")
 
     def forward(self, images: Tensor) -> Tensor:  # (B, 1, 28, 28) in [0, 1] -> (B, 10) logits
+        if self.shifts and not self.training:
+            return say_mean(self.look, images, self.shifts)
+        return self.look(images)
+
+    def look(self, images: Tensor) -> Tensor:  # (B, 1, 28, 28) in [0, 1] -> (B, 10) logits
         return self.net((images - self.mean) / self.std)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import shorten
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from mnist_pl.data import to_float
 from mnist_pl.data.digits import BOX, CENTRE, SIDE
 from mnist_pl.models import DigitClassifier, Ensemble
+from mnist_pl.models.looks import mean, say_mean
 from mnist_pl.reading.ink import STROKE
 from mnist_pl.storage import one_line
 
@@ -168,14 +170,17 @@ def _text(value: Any) -> str:
 def _as_page(model: DigitClassifier, facts: dict[str, Any], images: Tensor, expected: Tensor) -> tuple[bytes, Answer]:
     together: list[Any] = [model]  # networks, whose mean the page takes
     if isinstance(model, Ensemble):
-        if model.vote != "mean" or model.shifts:
+        if model.vote != "mean":
             raise ValueError(
-                f"format=html: a page has the mean of what networks say of one image, and this ensemble has vote="
-                f"{model.vote} and shifts={model.shifts}; format=onnx may do"
+                f"format=html: a page has the mean of what networks say, and this ensemble has vote={model.vote}; "
+                f"format=onnx may do"
             )
         together = list(model.net)
     weights: list[np.ndarray] = []
-    members = [{"mean": one.mean, "std": one.std, "layers": _layers(one, weights)} for one in together]
+    members = []
+    for one in together:
+        shifts = [part.shifts for part in {id(part): part for part in (model, one)}.values() if part.shifts]
+        members.append({"mean": one.mean, "std": one.std, "shifts": shifts, "layers": _layers(one, weights)})
     network = {
         **facts,
         "members": members,
@@ -203,7 +208,8 @@ def _base64(content: bytes) -> str:
 def _layers(model: DigitClassifier, weights: list[np.ndarray]) -> list[dict[str, Any]]:
     """What the page's script has to do, in order, with where each layer's weights begin, once added to `weights`."""
     name = type(model).__name__
-    if type(model).forward is not DigitClassifier.forward or type(model.net) is not nn.Sequential:
+    own = any(getattr(type(model), name) is not getattr(DigitClassifier, name) for name in ("forward", "look"))
+    if own or type(model.net) is not nn.Sequential:
         raise ValueError(
             f"format=html: {name} is not a plain sequence of layers after the normalisation; format=onnx may do"
         )
@@ -281,11 +287,15 @@ def _run(network: dict[str, Any], images: Tensor) -> Tensor:  # (N, 1, 28, 28) i
     def kept(layer: dict[str, Any], name: str, *shape: int) -> Tensor:
         return weights[layer[name] :][: int(np.prod(shape))].view(shape)
 
-    answers = [_answer(member, kept, images) for member in network["members"]]
-    return torch.stack(answers).mean(dim=0)
+    def say(member: dict[str, Any], shifts: list[int], images: Tensor) -> Tensor:  # -> (N, 10) log probabilities
+        if shifts:
+            return say_mean(partial(say, member, shifts[1:]), images, shifts[0])
+        return _logits(member, kept, images).log_softmax(dim=1)
+
+    return mean(say(member, member["shifts"], images) for member in network["members"]).exp()
 
 
-def _answer(member: dict[str, Any], kept: Callable[..., Tensor], images: Tensor) -> Tensor:
+def _logits(member: dict[str, Any], kept: Callable[..., Tensor], images: Tensor) -> Tensor:
     values = (images - member["mean"]) / member["std"]
     for layer in member["layers"]:
         outputs = layer.get("outputs", 0)
@@ -305,4 +315,4 @@ def _answer(member: dict[str, Any], kept: Callable[..., Tensor], images: Tensor)
             case "scale":
                 shape = (outputs, *[1] * (values.dim() - 2))
                 values = values * kept(layer, "weight", *shape) + kept(layer, "bias", *shape)
-    return values.softmax(dim=1)
+    return values
