@@ -29,8 +29,11 @@ Probabilities = NDArray[np.float32]
 TOGETHER, PIXELS = 500, 16_000_000  # pictures that are decoded before the network gets them, and their pixels, at most
 AT_ONCE = 250  # images for the network; small enough for the activations to stay in a processor's cache
 SURE = 0.8  # confidence below which an answer is "unsure"
-# ... and below which a part is no digit; one that is alone on a picture is likelier meant to be one.
+# ... and below which a part is no digit; one that is alone on a picture, or among digits of its size, is likelier meant
+# to be one.
 NO_DIGIT, NO_DIGIT_ALONE = 0.5, 0.2
+OF_SIZE = 0.7, 1.4  # times the digits' height
+LOOK_AGAIN = 0.95  # confidence below which the network sees a part moved to each side, too
 MOSTLY = 0.6  # of what is on a picture, by height, has to be digits, for it to be a number
 DIM = 0.3  # of the darkest digit's darkness: what is fainter is the page's back, or what is left of a rule
 LARGE = 0.25  # of the shorter side: strokes of a digit that high may be wider than a shadow
@@ -45,6 +48,7 @@ FAR_TOO_WIDE = 2.0  # over that, it is several, whatever the network says
 SEVERAL, LONE = 0.9, 1.25  # what is narrower than that for its height is not cut; nor what is alone, as an M
 PRICE = 0.3  # of a cut, for each stroke that it goes through, in log probability
 ONE = 0.7  # more, for what it makes a 1 of: any stroke is one
+RIGHT_CUT = 0.9  # how likely the cuts beside a piece are right
 
 
 @dataclass(frozen=True)
@@ -198,7 +202,10 @@ def find_digits(page: Page) -> tuple[list[Part], float]:
 
 def _look(model: "DigitClassifier", parts: Sequence[Part]) -> list[Seen]:
     images = np.array([as_mnist(part.ink) for part in parts], np.uint8).reshape(-1, SIDE, SIDE)
-    return list(zip(parts, images, classify(model, images), strict=True))
+    said = classify(model, images)
+    unsure = said.max(axis=1) < LOOK_AGAIN
+    said[unsure] = classify(model, images[unsure], shifts=1)
+    return list(zip(parts, images, said, strict=True))
 
 
 def _mend(model: "DigitClassifier", seen: list[Seen], tall: float) -> list[Seen]:
@@ -220,14 +227,15 @@ def _mend(model: "DigitClassifier", seen: list[Seen], tall: float) -> list[Seen]
     return seen
 
 
-def classify(model: "DigitClassifier", images: Gray) -> Probabilities:  # (N, 28, 28) -> (N, 10)
+def classify(model: "DigitClassifier", images: Gray, shifts: int = 0) -> Probabilities:  # (N, 28, 28) -> (N, 10)
     import torch
 
     from mnist_pl.data import to_float
+    from mnist_pl.models.looks import say_mean
 
     parts = torch.from_numpy(images).split(AT_ONCE)
     with torch.inference_mode():
-        return torch.cat([model(to_float(part)).softmax(dim=1) for part in parts]).numpy()
+        return torch.cat([say_mean(model, to_float(part), shifts).exp() for part in parts]).numpy()
 
 
 def _answer(lines: list[list[Seen]], page: Page | None = None) -> Answer:
@@ -237,16 +245,30 @@ def _answer(lines: list[list[Seen]], page: Page | None = None) -> Answer:
     sure = [part.darkness for line in lines for part, _, said in line if said.max() >= SURE]
     lines = [[seen for seen in line if seen[0].darkness >= DIM * max(sure, default=0)] for line in lines]
     least = NO_DIGIT if sum(map(len, lines)) > 1 else NO_DIGIT_ALONE
-    kept = [line for line in ([seen for seen in line if seen[2].max() >= least] for line in lines) if line]
-    dropped = [[seen for seen in line if seen[2].max() < least] for line in lines]
+    heights = [part.height for line in lines for part, _, said in line if said.max() >= least]
+    share = sum(heights) / sum(part.height for line in lines for part, _, _ in line)
+    kept, dropped = [], []
+    for line in lines:
+        among_digits = any(seen[2].max() >= least for seen in line)
+        meant = [
+            seen[2].max() >= least or among_digits and _may_be_meant(seen, float(np.median(heights))) for seen in line
+        ]
+        kept.append([seen for seen, taken in zip(line, meant, strict=True) if taken])
+        dropped.append([seen for seen, taken in zip(line, meant, strict=True) if not taken])
+    kept = [line for line in kept if line]
     digits, refused = _digits(kept, page), _digits(dropped, page)
-    taken, left = (sum(part.height for line in which for part, _, _ in line) for which in (kept, dropped))
-    share = taken / (taken + left)
     if share < MOSTLY:
         return Answer("", 1 - share, "not a digit", (), (*digits, *refused))
     confidence = share * float(np.prod([digit.confidence for digit in digits]))
     text = "/".join("".join(str(int(seen[2].argmax())) for seen in line) for line in kept)
     return Answer(text, confidence, "unsure" if confidence < SURE else "", digits, refused)
+
+
+def _may_be_meant(seen: Seen, tall: float) -> bool:
+    """Whether something the network does not know is a digit by its size."""
+    part, _, said = seen
+    least, most = (share * tall for share in OF_SIZE)
+    return said.max() >= NO_DIGIT_ALONE and least <= part.height <= most and part.width <= most
 
 
 def _digits(lines: list[list[Seen]], page: Page | None) -> tuple[Digit, ...]:
@@ -376,16 +398,14 @@ def _cut(model: "DigitClassifier", whole: Seen, tall: float, alone: bool) -> lis
     part, _, probabilities = whole
     if not _is_wide(whole, tall) or alone and part.width < LONE * part.height:
         return [whole]
-    straight = straight_cuts(part, tall)
-    score, several = _cut_along(model, part, tall, straight)
-    if several and min(seen[2].max() for seen in several) < SURE:  # where digits interlock
-        winding = _cut_along(model, part, tall, straight + winding_cuts(part, tall))
-        score, several = max(winding, (score, several), key=lambda one: one[0])
+    score, several = _cut_along(model, part, tall, straight_cuts(part, tall) + winding_cuts(part, tall))
     strokes = sum(seen[2].argmax() == 1 for seen in several)
     if len(several) < 2 or strokes > (len(several) + 1) / 2:  # a zigzag
         return [whole]
     too_wide = part.width > FAR_TOO_WIDE * max(tall, part.height)
-    return several if too_wide or score > np.log(probabilities.max()) else [whole]
+    if not too_wide and score <= np.log(probabilities.max()):
+        return [whole]
+    return [(piece, image, RIGHT_CUT * said + (1 - RIGHT_CUT) / len(said)) for piece, image, said in several]
 
 
 def _cut_along(model: "DigitClassifier", part: Part, tall: float, cuts: list[Cut]) -> tuple[float, list[Seen]]:
