@@ -222,7 +222,8 @@ def _end(number: int, frame: Any) -> None:
     end_others()
     if _imports(frame):
         _leave(_code)
-    threading.Thread(target=_insist, daemon=True).start()
+    with suppress(RuntimeError):  # there are no new threads where the interpreter is ending already
+        threading.Thread(target=_insist, daemon=True).start()
     raise SystemExit(_code)
 
 
