@@ -14,6 +14,7 @@ import torch
 from conftest import MNIST_ROOT, ROOT, ComposeRun, Ended, Run, Whole, needs_mnist, one_line, start
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
+from slurm_cluster import wait_for
 from test_resume import same_runs
 from test_train import QUICK, summary
 from torch.distributed import TCPStore
@@ -168,7 +169,7 @@ def test_a_signal_outside_training_ends_all(
 ) -> None:
     """The others wait for the one that gets it, inside of PyTorch."""
     blow = strike(hook=hook, rank=rank, what=number, sanity=sanity)
-    ended = run("train.py", *words_for(strategy), blow, "hydra.run.dir=run", limit=60, **OURS)
+    ended = run("train.py", *words_for(strategy), blow, "hydra.run.dir=run", **OURS)
     assert ended.code == 128 + getattr(signal, number), ended.err
     assert "Traceback" not in ended.err and ended.err.count("stopped by") == 1
 
@@ -178,17 +179,15 @@ def test_a_signal_outside_training_ends_all(
 @pytest.mark.parametrize(("rank", "what"), [(-1, "ValueError"), (1, "ValueError"), (1, "SIGKILL"), (0, "SIGKILL")])
 def test_one_that_fails_ends_all(run: Run, whole: Whole, tmp_path: Path, strategy: str, rank: int, what: str) -> None:
     blow = strike(hook="on_train_batch_end", rank=rank, what=what, step=3)
-    began = time.monotonic()
-    ended = run("train.py", *words_for(strategy), blow, "hydra.run.dir=run", limit=60, **OURS)
+    ended = run("train.py", *words_for(strategy), blow, "hydra.run.dir=run", **OURS)
     assert ended.code != 0 and "Traceback" not in ended.err, ended.err
     if what == "ValueError":
         assert ended.err.count("error: something that a user can mend") == 1, ended.err
     elif rank or strategy == "ddp_fork":
         assert one_line(ended).startswith("error: another process of this run has ended; continue with resume=run ")
-    assert time.monotonic() - began < 60
     if what == "SIGKILL":  # of a program of its own that is killed, only those that it has started can tell
-        while not (told := (tmp_path / ".err").read_text()) and time.monotonic() - began < 60:
-            time.sleep(0.1)
+        wait_for((tmp_path / ".err").read_text)
+        told = (tmp_path / ".err").read_text()
         assert told.count("\n") == 1 and "continue with resume=run " in told
         assert run("train.py", "resume=run", "callbacks.strike=null", **OURS).code == 0
         resumed, unbroken = summary(tmp_path / "run"), summary(whole(*words_for(strategy), FORK))
@@ -202,7 +201,7 @@ def test_those_that_wait_for_another_end_too(tmp_path: Path) -> None:
     while not (tmp_path / "waits").exists():
         time.sleep(0.1)
     os.kill(process.pid or 0, signal.SIGTERM)
-    process.join(10)
+    process.join(40)  # the other would wait for a minute
     assert process.exitcode == 143
 
 
@@ -426,10 +425,9 @@ def test_a_killed_process_of_torchrun_ends_the_other_and_the_run_is_resumed(tmp_
     assert whole.communicate(timeout=120)[1] == "" and whole.returncode == 0
     for rank in (0, 1):
         blow = strike(hook="on_train_batch_end", rank=rank, what="SIGKILL", step=30)
-        began = time.monotonic()
         process = torchrun(tmp_path, *words, blow, f"hydra.run.dir=run{rank}")
-        told = process.communicate(timeout=120)[1]
-        assert process.returncode != 0 and time.monotonic() - began < 60
+        told = process.communicate(timeout=120)[1]  # PyTorch would wait for the other for half an hour
+        assert process.returncode != 0
         lines = [line for line in told.splitlines() if line.startswith(("error: ", "stopped by"))]
         assert len(lines) == 1, told
         assert f"another process of this run has ended; continue with resume=run{rank} " in lines[0], told

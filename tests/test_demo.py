@@ -85,7 +85,7 @@ def serve(folder: Path, *words: str) -> Iterator[Served]:
         uploads = first.parent.parent
         yield Served(f"http://127.0.0.1:{port}/", port, uploads)
         os.kill(process.pid or 0, signal.SIGINT)
-        process.join(20)
+        process.join(60)
         assert process.exitcode == 128 + signal.SIGINT
         assert (folder / ".err").read_text() == "stopped by SIGINT; the page is closed\n"
         assert not uploads.exists()

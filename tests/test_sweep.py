@@ -215,7 +215,7 @@ def test_side_by_side(tmp_path: Path) -> None:
         while len(list(tmp_path.glob(f"{name}/*/checkpoints/last.ckpt"))) < 2:
             time.sleep(0.05)
         os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=60)
         assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number)
         if number != signal.SIGKILL:
             assert err == f"stopped by {name}; continue with resume={name}\n"
@@ -239,5 +239,5 @@ def test_a_job_that_is_killed_beside_others(tmp_path: Path) -> None:
     while not list(tmp_path.glob("sweep/0/checkpoints/last.ckpt")):
         time.sleep(0.05)
     os.kill(int((tmp_path / "sweep/0/.lock").read_text().split()[1]), signal.SIGKILL)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 1 and err.count("\n") == 1 and err.endswith("continue with resume=sweep\n"), err

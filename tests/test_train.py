@@ -215,7 +215,7 @@ def test_every_trainer_argument_is_in_the_configuration() -> None:
 
 
 def test_without_mnist_the_default_run_says_so_and_trains_on_digits(run: Run, tmp_path: Path) -> None:
-    ended = run("train.py", "callbacks=minimal", "trainer.max_epochs=1", "hydra.run.dir=run", limit=60)
+    ended = run("train.py", "callbacks=minimal", "trainer.max_epochs=1", "hydra.run.dir=run")
     assert ended.code == 0, ended.err
     assert ended.out.count("WARNING") == 1 and "1,797 embedded digits" in ended.out
     facts = summary(tmp_path / "run")

@@ -186,7 +186,7 @@ def test_a_signal_ends_a_study_with_a_report(tune: Callable[..., Ended], tmp_pat
     while not (tmp_path / "study" / "2" / "metrics.csv").exists() and process.is_alive():
         time.sleep(0.002)
     os.kill(process.pid or 0, signal.SIGTERM)
-    process.join(30)
+    process.join(60)
     out, err = ((tmp_path / name).read_text() for name in (".out", ".err"))
     assert process.exitcode == 128 + signal.SIGTERM, err
     said = [line for line in (out + err).splitlines() if line.startswith("stopped by SIGTERM")]
