@@ -28,6 +28,7 @@ THREE = ("trainer.accelerator=cpu", "trainer.devices=3", "data.val_size=201", "d
 FORK = "trainer.strategy=ddp_fork"
 OURS = {"PYTHONPATH": str(ROOT / "tests")}  # for the processes that are programs of their own
 LONG = pytest.mark.long
+COMBINATION = pytest.mark.combination
 SCORES = ("val/loss", "val/acc", "test/loss", "test/acc")
 
 
@@ -122,14 +123,14 @@ def test_whatever_ends_a_training_ends_it_everywhere(
 @pytest.mark.parametrize(
     ("strategy", "devices", "rank", "number"),
     [
-        ("ddp_fork", 2, 1, "SIGTERM"),
         ("ddp_fork", 3, 0, "SIGTERM"),
-        ("ddp", 2, 0, "SIGTERM"),
-        ("ddp", 3, 2, "SIGTERM"),
-        ("ddp_fork", 2, 0, "SIGKILL"),
-        ("ddp_fork", 2, -1, "SIGKILL"),
         ("ddp", 2, 1, "SIGKILL"),
-        ("ddp", 2, -1, "SIGKILL"),
+        pytest.param("ddp_fork", 2, 1, "SIGTERM", marks=COMBINATION),
+        pytest.param("ddp", 2, 0, "SIGTERM", marks=COMBINATION),
+        pytest.param("ddp", 3, 2, "SIGTERM", marks=COMBINATION),
+        pytest.param("ddp_fork", 2, 0, "SIGKILL", marks=COMBINATION),
+        pytest.param("ddp_fork", 2, -1, "SIGKILL", marks=COMBINATION),
+        pytest.param("ddp", 2, -1, "SIGKILL", marks=COMBINATION),
     ],
 )
 def test_a_signal_to_one_stops_all_and_the_run_is_resumed(
@@ -175,7 +176,9 @@ def test_a_signal_outside_training_ends_all(
 
 
 @LONG
-@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp", "ddp_spawn"])
+@pytest.mark.parametrize(
+    "strategy", ["ddp", *(pytest.param(f"ddp_{how}", marks=COMBINATION) for how in ("fork", "spawn"))]
+)
 @pytest.mark.parametrize(("rank", "what"), [(-1, "ValueError"), (1, "ValueError"), (1, "SIGKILL"), (0, "SIGKILL")])
 def test_one_that_fails_ends_all(run: Run, whole: Whole, tmp_path: Path, strategy: str, rank: int, what: str) -> None:
     blow = strike(hook="on_train_batch_end", rank=rank, what=what, step=3)

@@ -115,7 +115,9 @@ def test_a_sweep_survives_whatever_happens_on_a_cluster(cluster: Cluster, tmp_pa
 
 @pytest.mark.long
 @pytest.mark.promise("a stopped run is resumed to the same bits", "on SLURM: a script that outlives its time limit")
-@pytest.mark.parametrize("how", ["limit", "warning", "sweep", "processes"])
+@pytest.mark.parametrize(
+    "how", ["sweep", "processes", *(pytest.param(how, marks=pytest.mark.combination) for how in ("limit", "warning"))]
+)
 def test_a_script_outlives_its_time_limit(cluster: Cluster, tmp_path: Path, how: str) -> None:
     """That of a minute, of which SLURM warns it; or it is warned by hand, twice."""
     more = {"sweep": ["-m", "seed=1,2"], "processes": ["trainer=ddp", "trainer.accelerator=cpu"]}.get(how, [])

@@ -188,7 +188,14 @@ def test_a_sweep_is_resumed_as_it_was(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_side_by_side(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        [signal.SIGTERM],
+        pytest.param([signal.SIGKILL, signal.SIGINT], marks=pytest.mark.combination),
+    ],
+)
+def test_side_by_side(tmp_path: Path, numbers: list[signal.Signals]) -> None:
     """The bits of a job alone, third of a sweep, and beside others; killed, stopped, and resumed."""
     command = [sys.executable, str(ROOT / "train.py")]
     jobs, environment = [*TINY, "threads=1", "trainer.max_epochs=40"], {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -202,7 +209,7 @@ def test_side_by_side(tmp_path: Path) -> None:
     finish("-m", *jobs, "optimizer.lr=0.01,0.003", "seed=1,2", "hydra.sweep.dir=whole")
     finish(*jobs, "optimizer.lr=0.003", "seed=1", "hydra.run.dir=alone")
     finish(*beside, "hydra.sweep.dir=beside")
-    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+    for number in numbers:
         name = number.name
         process = subprocess.Popen(
             [*command, *beside, f"hydra.sweep.dir={name}"],
@@ -221,7 +228,7 @@ def test_side_by_side(tmp_path: Path) -> None:
             assert err == f"stopped by {name}; continue with resume={name}\n"
         finish(f"resume={name}")
         assert len(list(tmp_path.glob(f"{name}/*/summary.json"))) == 4
-    for name in ("beside", "SIGKILL", "SIGTERM", "SIGINT"):
+    for name in ("beside", *(number.name for number in numbers)):
         same_sweeps(tmp_path / "whole", tmp_path / name)
     same_weights(tmp_path / "alone/checkpoints/last.ckpt", tmp_path / "whole/2/checkpoints/last.ckpt")
 

@@ -189,16 +189,24 @@ class Projector(Callback):
 
 
 def _last_layer_inputs(model: LightningModule, images: Tensor) -> Tensor | None:  # (N, 1, 28, 28) -> (N, F)
-    """Of an ensemble, its last network's. None where no layer of `model` is linear, or the last is asked repeatedly."""
+    """Of an ensemble, its last network's. None where `model` asks no linear layer, or the last one repeatedly."""
+    images = images.to(model.device).to(next(model.parameters()).dtype)
+    asked: list[nn.Module] = []
     linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
-    if not linear:
-        return None
+    hooks = [layer.register_forward_pre_hook(lambda layer, inputs: asked.append(layer)) for layer in linear]
     seen: list[Tensor] = []
-    hook = linear[-1].register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0].flatten(1).float().cpu()))
     with torch.inference_mode():
-        for part in images.to(model.device).to(next(model.parameters()).dtype).split(250):
+        model(images[:1])
+        for hook in hooks:
+            hook.remove()
+        if not asked:
+            return None
+        last = asked[-1].register_forward_pre_hook(
+            lambda layer, inputs: seen.append(inputs[0].flatten(1).float().cpu())
+        )
+        for part in images.split(250):
             model(part)
-    hook.remove()
+    last.remove()
     points = torch.cat(seen)
     return points if len(points) == len(images) else None
 

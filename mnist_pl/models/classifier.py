@@ -82,6 +82,7 @@ class DigitClassifier(LightningModule):
 
     net: nn.Module
     refuses = False  # whether its training_step takes the label -1, of an image that shows no digit
+    reads_pairs = False  # whether read_pairs can be asked
 
     def __init__(
         self,
@@ -110,6 +111,11 @@ class DigitClassifier(LightningModule):
 
     def look(self, images: Tensor) -> Tensor:  # (B, 1, 28, 28) in [0, 1] -> (B, 10) logits
         return self.net((images - self.mean) / self.std)
+
+    def read_pairs(
+        self, images: Tensor
+    ) -> Tensor:  # (B, 1, 28, 48), of two digits that touch -> (B, 2, 10) log probabilities
+        raise NotImplementedError(f"a {type(self).__name__} reads one digit at a time")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from math import log
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,7 @@ class Ensemble(DigitClassifier):
         self.vote = vote
         self.net = nn.ModuleList(map(_make, members))
         self.refuses = all(network.refuses for network in self.net)
+        self.reads_pairs = all(network.reads_pairs for network in self.net)
 
     @classmethod
     def of(cls, given: Sequence[DigitClassifier], **how: Any) -> Self:
@@ -64,6 +65,9 @@ class Ensemble(DigitClassifier):
             return together
         votes = torch.stack([F.one_hot(one.argmax(dim=1), CLASSES) for one in said]).float().mean(dim=0)
         return torch.logaddexp(votes.log(), together + log(TIE_BREAK))
+
+    def read_pairs(self, images: Tensor) -> Tensor:  # (B, 1, 28, 48) in [0, 1] -> (B, 2, 10) log probabilities
+        return mean(cast(DigitClassifier, network).read_pairs(images) for network in self.net)
 
     def configure_optimizers(self) -> Any:
         raise ValueError("an Ensemble cannot be trained; train its members one by one, and join their checkpoints")

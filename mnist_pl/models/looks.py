@@ -29,6 +29,6 @@ def say_mean(network: Callable[[Tensor], Tensor], images: Tensor, shifts: int) -
     return mean(network(look).float().log_softmax(dim=1) for look in looks)
 
 
-def mean(logs: Iterable[Tensor]) -> Tensor:  # of probabilities, (B, 10) each, as their logarithms
+def mean(logs: Iterable[Tensor]) -> Tensor:  # of probabilities, (..., 10) each, as their logarithms
     stacked = torch.stack(list(logs))
     return stacked.logsumexp(dim=0) - log(len(stacked))

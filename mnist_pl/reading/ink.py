@@ -15,6 +15,7 @@ Ink = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 LOOKED_AT = 160  # pixels of a digit's longer side, while its strokes are looked at
+PAIR_SHAPE, PAIR = (28, 48), (22, 44)  # pixels of an image of two digits, and of their ink, at most
 STROKE = (0.10, 0.16)  # stroke width over the digit's longer side: 20th and 80th percentile of the training images
 WORKING = 1600  # pixels of the longer side that are looked at, at most
 SMALL = 160  # and at least: a smaller picture is enlarged, so that its strokes are some pixels wide
@@ -472,13 +473,23 @@ def as_mnist(ink: Ink) -> Gray:  # (H, W) in [0, 1], cut to its box -> (28, 28),
     """MNIST's own preparation (LeCun, Bottou, Bengio and Haffner 1998, and the data set's page): the ink fitted into
     20x20 keeping its aspect, anti-aliased, then placed in 28x28 so that its centre of mass is at the centre. Before it,
     pens much thinner or thicker than theirs are mended."""
-    ink = _mend_strokes(_stretch(_resize(ink, LOOKED_AT)))
+    ink = _mend_strokes(_stretch(_resize(ink, LOOKED_AT)), LOOKED_AT)
     return centre_by_mass(_stretch(_resize(ink, BOX)) * 255)
 
 
-def _mend_strokes(ink: Ink) -> Ink:
+def as_pair(ink: Ink) -> Gray:  # (H, W) in [0, 1], cut to its box -> (28, 48), light ink on 0
+    """Two digits side by side, as a ReadingCNN knows them: each as in `as_mnist`, and both in the middle."""
+    ink = _mend_strokes(_stretch(_resize(ink, round(LOOKED_AT * max(1.0, ink.shape[1] / ink.shape[0])))), LOOKED_AT)
+    share = min(PAIR[0] / ink.shape[0], PAIR[1] / ink.shape[1])
+    ink = _stretch(_resize(ink, round(share * max(ink.shape))))
+    above, left = ((whole - inked) // 2 for whole, inked in zip(PAIR_SHAPE, ink.shape, strict=True))
+    placed = np.zeros(PAIR_SHAPE, np.uint8)
+    placed[above : above + ink.shape[0], left : left + ink.shape[1]] = np.round(ink * 255)
+    return placed
+
+
+def _mend_strokes(ink: Ink, side: float) -> Ink:  # side: pixels of a digit's longer side
     """Thickens or thins strokes far from MNIST's: faded by the way to 20x20, or filling the holes of an 8."""
-    side = max(ink.shape)
     width = stroke_width(ink)
     thin, thick = STROKE[0] * side, STROKE[1] * side
     if width < thin:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mnist_pl.data.digits import SIDE
 from mnist_pl.reading.cuts import NARROW, Cut, between, straight_cuts, winding_cuts
-from mnist_pl.reading.ink import Gray, Page, Part, as_mnist, find_ink, find_parts
+from mnist_pl.reading.ink import PAIR_SHAPE, Gray, Page, Part, as_mnist, as_pair, find_ink, find_parts
 from mnist_pl.reading.pictures import is_prepared, load
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ FAR_TOO_WIDE = 2.0  # over that, it is several, whatever the network says
 SEVERAL, LONE = 0.9, 1.25  # what is narrower than that for its height is not cut; nor what is alone, as an M
 PRICE = 0.3  # of a cut, for each stroke that it goes through, in log probability
 ONE = 0.7  # more, for what it makes a 1 of: any stroke is one
+PAIR_WIDTHS = 0.7, 2.6  # of two digits that touch, over the digits' height
+PAIR_ENDS = 4  # cuts, beside both ends, between which two may be
 RIGHT_CUT = 0.9  # how likely the cuts beside a piece are right
 
 
@@ -94,6 +96,7 @@ class Answer:
 
 
 Seen = tuple[Part, Gray, Probabilities]  # a part, as the network sees it, and what it says
+Edge = tuple[int, int]  # from a cut of some, from left to right, to another
 
 WHOLE = Part(0, 0, np.zeros((SIDE, SIDE), np.float32))
 
@@ -236,6 +239,16 @@ def classify(model: "DigitClassifier", images: Gray, shifts: int = 0) -> Probabi
     parts = torch.from_numpy(images).split(AT_ONCE)
     with torch.inference_mode():
         return torch.cat([say_mean(model, to_float(part), shifts).exp() for part in parts]).numpy()
+
+
+def read_pairs(model: "DigitClassifier", images: Gray) -> Probabilities:  # (N, 28, 48) -> (N, 2, 10)
+    import torch
+
+    from mnist_pl.data import to_float
+
+    parts = torch.from_numpy(images.reshape(-1, *PAIR_SHAPE)).split(AT_ONCE)
+    with torch.inference_mode():
+        return torch.cat([model.read_pairs(to_float(part)).exp() for part in parts]).numpy()
 
 
 def _answer(lines: list[list[Seen]], page: Page | None = None) -> Answer:
@@ -409,25 +422,61 @@ def _cut(model: "DigitClassifier", whole: Seen, tall: float, alone: bool) -> lis
 
 
 def _cut_along(model: "DigitClassifier", part: Part, tall: float, cuts: list[Cut]) -> tuple[float, list[Seen]]:
-    """The likeliest digits that some of the cuts make of it, if any, and the mean of their scores."""
+    """The likeliest digits that some of the cuts make of it, if any, and the mean of their scores.
+
+    What is between two cuts is one digit, or two that the network reads together.
+    """
     middle = part.height // 2
     ends = [Cut(np.full(part.height, at), 0.0) for at in (0, part.width)]
     cuts = [ends[0], *sorted(cuts, key=lambda cut: cut.columns[middle]), ends[1]]
-    pieces: dict[tuple[int, int], Part] = {}
+    pieces: dict[Edge, Part] = {}
     for i, j in combinations(range(len(cuts)), 2):
         width = np.median(cuts[j].columns - cuts[i].columns)
         if NARROW * tall <= width <= WIDE * tall and (i, j) != (0, len(cuts) - 1):
             piece = between(part, cuts[i], cuts[j])
             if piece is not None and piece.height >= 0.5 * part.height:
                 pieces[i, j] = piece
-    said = dict(zip(pieces, _look(model, list(pieces.values())), strict=True))
+    alone = dict(zip(pieces, _look(model, list(pieces.values())), strict=True))
+    ways = [(edge, [one]) for edge, one in alone.items() if one[2].max() >= NO_DIGIT]
+    if model.reads_pairs:
+        ways += _pairs(model, part, tall, cuts, alone)
     best: dict[int, tuple[float, list[Seen]]] = {0: (0.0, [])}
-    for j in range(1, len(cuts)):
-        for i in range(j):
-            if (i, j) in said and i in best and said[i, j][2].max() >= NO_DIGIT:
-                price = PRICE * cuts[j].ink + (ONE if said[i, j][2].argmax() == 1 else 0)
-                score = best[i][0] + float(np.log(said[i, j][2].max())) - price
-                if j not in best or score > best[j][0]:
-                    best[j] = score, [*best[i][1], said[i, j]]
+    for (i, j), way in sorted(ways, key=lambda one: one[0]):
+        if i in best:
+            price = PRICE * cuts[j].ink + sum(ONE for _, _, says in way if says.argmax() == 1)
+            score = best[i][0] + sum(float(np.log(says.max())) for _, _, says in way) - price
+            if j not in best or score > best[j][0]:
+                best[j] = score, [*best[i][1], *way]
     score, several = best.get(len(cuts) - 1, (-np.inf, []))
     return score / max(len(several), 1), several
+
+
+def _pairs(
+    model: "DigitClassifier", part: Part, tall: float, cuts: list[Cut], alone: dict[Edge, Seen]
+) -> list[tuple[Edge, list[Seen]]]:
+    """Two digits between two cuts, which the network reads together, where the likeliest cut near their middle parts
+    them. `alone` is what it says of the pieces between two cuts."""
+    last = len(cuts) - 1
+    at = [float(np.median(cut.columns)) for cut in cuts]
+    ends = {0, last, *sorted(range(1, last), key=lambda i: cuts[i].ink)[:PAIR_ENDS]}
+    wide: dict[Edge, Part] = {}
+    for i, j in combinations(sorted(ends), 2):
+        width = np.median(cuts[j].columns - cuts[i].columns)
+        piece = between(part, cuts[i], cuts[j]) if PAIR_WIDTHS[0] * tall <= width <= PAIR_WIDTHS[1] * tall else None
+        if piece is not None and piece.height >= 0.5 * part.height:
+            wide[i, j] = piece
+    said = read_pairs(model, np.array([as_pair(piece.ink) for piece in wide.values()]))
+    found: list[tuple[Edge, list[Seen]]] = []
+    for (i, j), both in zip(wide, said, strict=True):
+        if both.max(axis=1).min() < NO_DIGIT:
+            continue
+        left, right = both.argmax(axis=1)
+        scores = {
+            k: np.log(alone[i, k][2][left] * alone[k, j][2][right]) - abs(2 * at[k] - at[i] - at[j]) / (at[j] - at[i])
+            for k in range(i + 1, j)
+            if (i, k) in alone and (k, j) in alone
+        }
+        if scores:
+            k = max(scores, key=lambda k: scores[k])
+            found.append(((i, j), [(*alone[i, k][:2], both[0]), (*alone[k, j][:2], both[1])]))
+    return found
