@@ -56,7 +56,7 @@ class ReadingCNN(RefusingCNN):
         with torch.no_grad():
             seen = convolutions((images - self.mean) / self.std)
         convolutions.train(self.training)
-        return self.pair_head(seen).view(-1, 2, CLASSES).log_softmax(dim=2)
+        return self.pair_head(seen).unflatten(1, (2, CLASSES)).log_softmax(dim=2)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)

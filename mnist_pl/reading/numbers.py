@@ -45,12 +45,12 @@ WITH_PIECE, HALVES = 1.5, 2.2  # times the digits' height, at most, with a piece
 MOST_TRIED = 40  # parts to mend or to cut: where there are more, it is a page of something else
 WIDE = 1.35  # a digit's width over the digits' height, at most
 FAR_TOO_WIDE = 2.0  # over that, it is several, whatever the network says
-SEVERAL, LONE = 0.9, 1.25  # what is narrower than that for its height is not cut; nor what is alone, as an M
+SEVERAL = 0.9  # what is narrower than that for its height is not cut
+LONE = 1.25  # nor what is alone, as an M, but where the network reads two digits in it
 PRICE = 0.3  # of a cut, for each stroke that it goes through, in log probability
-ONE = 0.7  # more, for what it makes a 1 of: any stroke is one
-PAIR_WIDTHS = 0.7, 2.6  # of two digits that touch, over the digits' height
-PAIR_ENDS = 4  # cuts, beside both ends, between which two may be
-RIGHT_CUT = 0.9  # how likely the cuts beside a piece are right
+ONE, ONE_OF_TWO = 0.7, 0.2  # more, for what it makes a 1 of: any stroke is one; less so where two are read together
+PAIR_WIDTHS = 0.7, 2.2  # of two digits that touch, over the digits' height
+RIGHT_CUT, RIGHT_CUT_LONE = 0.9, 0.6  # how likely the cuts beside a piece are right
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ def read_pairs(model: "DigitClassifier", images: Gray) -> Probabilities:  # (N, 
 
     from mnist_pl.data import to_float
 
-    parts = torch.from_numpy(images.reshape(-1, *PAIR_SHAPE)).split(AT_ONCE)
+    parts = torch.from_numpy(images.reshape(-1, *PAIR_SHAPE).astype(np.uint8)).split(AT_ONCE)
     with torch.inference_mode():
         return torch.cat([model.read_pairs(to_float(part)).exp() for part in parts]).numpy()
 
@@ -409,7 +409,8 @@ def _is_wide(seen: Seen, tall: float) -> bool:
 def _cut(model: "DigitClassifier", whole: Seen, tall: float, alone: bool) -> list[Seen]:
     """As one digit or several that touch, as the network finds likelier: the best way through all cuts."""
     part, _, probabilities = whole
-    if not _is_wide(whole, tall) or alone and part.width < LONE * part.height:
+    is_lone = alone and part.width < LONE * part.height
+    if not _is_wide(whole, tall) or is_lone and (probabilities.max() >= NO_DIGIT or not model.reads_pairs):
         return [whole]
     score, several = _cut_along(model, part, tall, straight_cuts(part, tall) + winding_cuts(part, tall))
     strokes = sum(seen[2].argmax() == 1 for seen in several)
@@ -418,7 +419,8 @@ def _cut(model: "DigitClassifier", whole: Seen, tall: float, alone: bool) -> lis
     too_wide = part.width > FAR_TOO_WIDE * max(tall, part.height)
     if not too_wide and score <= np.log(probabilities.max()):
         return [whole]
-    return [(piece, image, RIGHT_CUT * said + (1 - RIGHT_CUT) / len(said)) for piece, image, said in several]
+    right = RIGHT_CUT_LONE if is_lone else RIGHT_CUT
+    return [(piece, image, right * said + (1 - right) / len(said)) for piece, image, said in several]
 
 
 def _cut_along(model: "DigitClassifier", part: Part, tall: float, cuts: list[Cut]) -> tuple[float, list[Seen]]:
@@ -429,13 +431,8 @@ def _cut_along(model: "DigitClassifier", part: Part, tall: float, cuts: list[Cut
     middle = part.height // 2
     ends = [Cut(np.full(part.height, at), 0.0) for at in (0, part.width)]
     cuts = [ends[0], *sorted(cuts, key=lambda cut: cut.columns[middle]), ends[1]]
-    pieces: dict[Edge, Part] = {}
-    for i, j in combinations(range(len(cuts)), 2):
-        width = np.median(cuts[j].columns - cuts[i].columns)
-        if NARROW * tall <= width <= WIDE * tall and (i, j) != (0, len(cuts) - 1):
-            piece = between(part, cuts[i], cuts[j])
-            if piece is not None and piece.height >= 0.5 * part.height:
-                pieces[i, j] = piece
+    pieces = _pieces(part, cuts, NARROW * tall, WIDE * tall)
+    pieces.pop((0, len(cuts) - 1), None)
     alone = dict(zip(pieces, _look(model, list(pieces.values())), strict=True))
     ways = [(edge, [one]) for edge, one in alone.items() if one[2].max() >= NO_DIGIT]
     if model.reads_pairs:
@@ -443,7 +440,8 @@ def _cut_along(model: "DigitClassifier", part: Part, tall: float, cuts: list[Cut
     best: dict[int, tuple[float, list[Seen]]] = {0: (0.0, [])}
     for (i, j), way in sorted(ways, key=lambda one: one[0]):
         if i in best:
-            price = PRICE * cuts[j].ink + sum(ONE for _, _, says in way if says.argmax() == 1)
+            one = ONE if len(way) == 1 else ONE_OF_TWO
+            price = PRICE * cuts[j].ink + sum(one for _, _, says in way if says.argmax() == 1)
             score = best[i][0] + sum(float(np.log(says.max())) for _, _, says in way) - price
             if j not in best or score > best[j][0]:
                 best[j] = score, [*best[i][1], *way]
@@ -451,20 +449,24 @@ def _cut_along(model: "DigitClassifier", part: Part, tall: float, cuts: list[Cut
     return score / max(len(several), 1), several
 
 
+def _pieces(part: Part, cuts: list[Cut], narrowest: float, widest: float) -> dict[Edge, Part]:
+    """What is between any two cuts, as far apart, and about as high as the whole."""
+    pieces = {}
+    for i, j in combinations(range(len(cuts)), 2):
+        if narrowest <= np.median(cuts[j].columns - cuts[i].columns) <= widest:
+            piece = between(part, cuts[i], cuts[j])
+            if piece is not None and piece.height >= 0.5 * part.height:
+                pieces[i, j] = piece
+    return pieces
+
+
 def _pairs(
     model: "DigitClassifier", part: Part, tall: float, cuts: list[Cut], alone: dict[Edge, Seen]
 ) -> list[tuple[Edge, list[Seen]]]:
     """Two digits between two cuts, which the network reads together, where the likeliest cut near their middle parts
     them. `alone` is what it says of the pieces between two cuts."""
-    last = len(cuts) - 1
+    wide = _pieces(part, cuts, PAIR_WIDTHS[0] * tall, PAIR_WIDTHS[1] * tall)
     at = [float(np.median(cut.columns)) for cut in cuts]
-    ends = {0, last, *sorted(range(1, last), key=lambda i: cuts[i].ink)[:PAIR_ENDS]}
-    wide: dict[Edge, Part] = {}
-    for i, j in combinations(sorted(ends), 2):
-        width = np.median(cuts[j].columns - cuts[i].columns)
-        piece = between(part, cuts[i], cuts[j]) if PAIR_WIDTHS[0] * tall <= width <= PAIR_WIDTHS[1] * tall else None
-        if piece is not None and piece.height >= 0.5 * part.height:
-            wide[i, j] = piece
     said = read_pairs(model, np.array([as_pair(piece.ink) for piece in wide.values()]))
     found: list[tuple[Edge, list[Seen]]] = []
     for (i, j), both in zip(wide, said, strict=True):
