@@ -35,7 +35,7 @@ class ReadingCNN(RefusingCNN):
     net: nn.Sequential
     reads_pairs = True
 
-    def __init__(self, pairs: int = 48, **rest: Any) -> None:
+    def __init__(self, pairs: int = 32, **rest: Any) -> None:
         super().__init__(**rest)
         if not isinstance(pairs, int) or pairs < 1:
             raise ValueError(f"model.pairs must be a whole number from 1 up, got {pairs!r}")
