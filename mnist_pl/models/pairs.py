@@ -17,6 +17,7 @@ HIDDEN = 256
 INK = 0.35  # as bright as that, a pixel is of a stroke
 GAPS = -2, 1  # pixels between the strokes of both, at least and at most: below 0 they overlap
 LOWER = 3  # pixels by which the right digit may be higher or lower, at most
+FAR = 99  # further than any column
 FURTHER = 3  # pixels by which the right digit begins right of the left one, at least
 SINGLE, TRIPLE = 6, 6  # one in so many images has but one digit, and one has three
 
@@ -81,26 +82,23 @@ def make_pairs(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tens
 
 def beside(left: Tensor, right: Tensor) -> Tensor:
     """Images (P, 28, W) side by side until they touch, or nearly so: (P, 28, 48), with the ink in the middle."""
-    count, device = len(left), left.device
-    gap = torch.randint(GAPS[0], GAPS[1] + 1, (count, 1), device=device)
-    right = _moved(right, torch.zeros_like(gap), torch.randint(-LOWER, LOWER + 1, (count, 1), device=device), SIDE)
-    ends = _ends(left, first=False)  # (P, 28), of the left one's ink in each row
-    ends = F.max_pool1d(ends[:, None].float(), 3, 1, 1)[:, 0].long()  # they may touch diagonally, too
-    starts = _ends(right, first=True)
-    aside = (ends - starts).amax(1, keepdim=True) + 1 + gap
-    from_, begins = (_ends(image, first=True).amin(1, keepdim=True) for image in (left, right))
-    aside = torch.maximum(aside, from_ - begins + FURTHER)
-    aside = torch.where(begins < FAR, aside, 0)  # nothing to the right
-    width = torch.maximum(_ends(left, False).amax(1, keepdim=True), aside + _ends(right, False).amax(1, keepdim=True))
-    first = torch.minimum(from_, aside + begins)
-    margin = (WIDTH - 1 - width - first).div(2, rounding_mode="floor")
+    gap, lower = (
+        torch.randint(least, most + 1, (len(left), 1), device=left.device) for least, most in (GAPS, (-LOWER, LOWER))
+    )
+    right = _moved(right, torch.zeros_like(lower), lower, SIDE)
+    # The right one is moved until, in some row, the gap is left between both; rows next to each other touch, too.
+    ends = F.max_pool1d(_ends(left, first=False)[:, None].float(), 3, 1, 1)[:, 0].long()
+    aside = (ends - _ends(right, first=True)).amax(1, keepdim=True) + 1 + gap
+    starts = [_ends(image, first=True).amin(1, keepdim=True) for image in (left, right)]
+    stops = [_ends(image, first=False).amax(1, keepdim=True) for image in (left, right)]
+    aside = torch.maximum(aside, starts[0] - starts[1] + FURTHER)
+    aside = torch.where(starts[1] < FAR, aside, 0)  # nothing to the right
+    across = torch.minimum(starts[0], starts[1] + aside) + torch.maximum(stops[0], stops[1] + aside)
+    margin = (WIDTH - 1 - across).div(2, rounding_mode="floor")
     inked = (torch.maximum(left.amax(2), right.amax(2)) > INK).long()
     top, bottom = inked.argmax(1, keepdim=True), SIDE - 1 - inked.flip(1).argmax(1, keepdim=True)
     down = (SIDE - 1 - bottom - top).div(2, rounding_mode="floor")
     return torch.maximum(_moved(left, margin, down, WIDTH), _moved(right, margin + aside, down, WIDTH))
-
-
-FAR = 99  # further than any column
 
 
 def _ends(images: Tensor, first: bool) -> Tensor:  # (P, H, W) -> (P, H): the first or last column with ink
