@@ -112,9 +112,8 @@ class DigitClassifier(LightningModule):
     def look(self, images: Tensor) -> Tensor:  # (B, 1, 28, 28) in [0, 1] -> (B, 10) logits
         return self.net((images - self.mean) / self.std)
 
-    def read_pairs(
-        self, images: Tensor
-    ) -> Tensor:  # (B, 1, 28, 48), of two digits that touch -> (B, 2, 10) log probabilities
+    def read_pairs(self, images: Tensor) -> Tensor:  # (B, 1, 28, 48) in [0, 1] -> (B, 2, 10) log probabilities
+        """Of two digits that touch, where `reads_pairs`. Raises NotImplementedError elsewhere."""
         raise NotImplementedError(f"a {type(self).__name__} reads one digit at a time")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -246,7 +246,7 @@ def read_pairs(model: "DigitClassifier", images: Gray) -> Probabilities:  # (N, 
 
     from mnist_pl.data import to_float
 
-    parts = torch.from_numpy(images.reshape(-1, *PAIR_SHAPE).astype(np.uint8)).split(AT_ONCE)
+    parts = torch.from_numpy(images).split(AT_ONCE)
     with torch.inference_mode():
         return torch.cat([model.read_pairs(to_float(part)).exp() for part in parts]).numpy()
 
@@ -467,7 +467,8 @@ def _pairs(
     them. `alone` is what it says of the pieces between two cuts."""
     wide = _pieces(part, cuts, PAIR_WIDTHS[0] * tall, PAIR_WIDTHS[1] * tall)
     at = [float(np.median(cut.columns)) for cut in cuts]
-    said = read_pairs(model, np.array([as_pair(piece.ink) for piece in wide.values()]))
+    images = np.array([as_pair(piece.ink) for piece in wide.values()], np.uint8).reshape(-1, *PAIR_SHAPE)
+    said = read_pairs(model, images)
     found: list[tuple[Edge, list[Seen]]] = []
     for (i, j), both in zip(wide, said, strict=True):
         if both.max(axis=1).min() < NO_DIGIT:
