@@ -340,14 +340,15 @@ def _rule(line: list[int], share: float, ink: Ink, runs: NDArray[np.int32]) -> R
     def at(offset: float) -> NDArray[np.intp]:
         return np.round(y + offset).astype(int).clip(0, len(ink) - 1)
 
-    hits = np.max([runs[at(offset), x] for offset in (-2, -1, 0, 1, 2)], axis=0)
+    # A line that was found is off by a pixel or two.
+    hits, darkest = (np.max([of[at(offset), x] for offset in (-2, -1, 0, 1, 2)], axis=0) for of in (runs, ink))
     if (hits > 0).mean() < WHOLE:
         return None
     thick = float(np.median(hits[hits > 0]))
     beside = min(float((runs[at(offset), x] > 0).mean()) for offset in (-thick - 5, thick + 5))
     if beside > BESIDE:
         return None
-    return Rule(y0 / share - x0 / share * fall, fall, len(x), thick, float(np.median(ink[at(0), x])))
+    return Rule(y0 / share - x0 / share * fall, fall, len(x), thick, float(np.median(darkest)))
 
 
 def _falls(line: list[int]) -> float:
