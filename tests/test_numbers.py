@@ -87,6 +87,20 @@ def test_rules_and_frames_are_no_ink(model: DigitClassifier, known: dict[str, Gr
     assert abs(left - 180) <= 10 and abs(top - 200) <= 10, "in the pixels of the picture that was given"
 
 
+@pytest.mark.parametrize(("fall", "thick"), [(0.004, 2), (0.03, 3), (0.056, 8), (0.1, 5), (-0.2, 4)])
+def test_ruled_paper_may_slope_and_its_rules_be_soft(known: dict[str, Gray], fall: float, thick: int) -> None:
+    gray = cv2.resize(page(known, ["2047", "9638"]), None, fx=2.6, fy=2.6)
+    for row in range(-900, 2 * len(gray), 190):
+        # Soft edges: a line that is found may lie on one of them, where the rule is faint.
+        rules = np.full(gray.shape, 255, np.uint8)
+        cv2.line(rules, (0, row), (gray.shape[1] - 1, round(row + fall * gray.shape[1])), 165, thick, cv2.LINE_AA)
+        gray = np.minimum(gray, cv2.GaussianBlur(rules, (0, 0), 2))
+    found, tall = find_digits(find_ink(gray))
+    assert 130 < tall < 180
+    assert sum(0.8 * tall < part.height < 1.3 * tall and part.width < 1.3 * tall for part in found) >= 7
+    assert all(part.width < 1.5 * tall for part in found)
+
+
 def test_digits_that_touch_are_cut(model: DigitClassifier, known: dict[str, Gray]) -> None:
     gray = page(known, ["2047"], gap=-16)
     parts, _ = find_digits(find_ink(gray))

@@ -32,7 +32,7 @@ GAP = 1.5  # pixels of a picture that had to be enlarged
 MOST_PARTS = 500  # a page of the numbers to 100 has 200
 BRIGHT = 128  # of the light, at least, where the two polarities are compared
 DESK = 0.4  # of the paper's brightness: what is darker, and wide, is no paper
-STEP = 0.05  # of the paper's brightness, in one of ROUGH pixels: no light falls off like that
+STEP = 0.05  # of the light, in one of ROUGH pixels: no light falls off like that
 BRIDGE = 0.02  # of the shorter side: strokes are joined that the edge of a shadow has parted by less
 ON_EDGE = 0.5  # of a part's pixels: then it is but the edge's
 SLIVER, AT_BORDER, ALONG, HALF = 0.06, 0.15, 0.6, 0.4  # of the picture's side
@@ -76,6 +76,7 @@ def find_ink(gray: Gray, smooth: bool = False, other: bool = False) -> Page:  # 
     else:
         paper, over, sign = _smooth(gray, other) if smooth else _paper(gray, other)
     typical = float(np.median(paper))
+    full = typical if sign > 0 else 255 - 0.5 * typical  # of light that ink may take, or add
     light = np.maximum(np.maximum(paper, 0.5 * typical) if sign > 0 else 255 - 0.5 * paper, 32)
     under = np.minimum(paper, over) if sign > 0 else np.maximum(paper, over)
     for grain in GRAINS:
@@ -86,7 +87,7 @@ def find_ink(gray: Gray, smooth: bool = False, other: bool = False) -> Page:  # 
         if floor < GRAINY:
             break
     return Page(
-        without_rules(np.maximum(ink, 0).astype(np.float32), floor), floor, _edges(paper, typical), scale, left, top
+        without_rules(np.maximum(ink, 0).astype(np.float32), floor), floor, _edges(paper, typical, full), scale, left, top
     )
 
 
@@ -207,13 +208,13 @@ def _below_ink(small: Gray, apart: Ink, sign: int) -> tuple[Ink, Ink]:
     return fine.astype(np.float32), over.astype(np.float32)
 
 
-def _edges(paper: Ink, typical: float) -> Ink:
-    """By how much of the typical brightness the paper's jumps near by, 0 where it does not."""
+def _edges(paper: Ink, typical: float, full: float) -> Ink:
+    """By how much of the full light the paper's brightness jumps near by, 0 where it does not."""
     small = _small(paper)
     around = _disc(0.06 * min(small.shape))
     steps = np.hypot(cv2.Sobel(small, cv2.CV_32F, 1, 0, scale=1 / 8), cv2.Sobel(small, cv2.CV_32F, 0, 1, scale=1 / 8))
-    jumps = cv2.dilate((steps > STEP * typical).astype(np.uint8), around)
-    heights = cv2.morphologyEx(small, cv2.MORPH_GRADIENT, around) / max(typical, 1) * jumps
+    jumps = cv2.dilate((steps > STEP * full).astype(np.uint8), around)
+    heights = cv2.morphologyEx(small, cv2.MORPH_GRADIENT, around) / max(full, 1) * jumps
     heights[cv2.dilate(_desk(small, typical), around) > 0] = 1
     return cv2.resize(heights, paper.shape[::-1], interpolation=cv2.INTER_NEAREST)
 

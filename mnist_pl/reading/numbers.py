@@ -32,6 +32,7 @@ SURE = 0.8  # confidence below which an answer is "unsure"
 # ... and below which a part is no digit; one that is alone on a picture, or among digits of its size, is likelier meant
 # to be one.
 NO_DIGIT, NO_DIGIT_ALONE = 0.5, 0.2
+AMONG = 0.2
 OF_SIZE = 0.7, 1.4  # times the digits' height
 LOOK_AGAIN = 0.95  # confidence below which the network sees a part moved to each side, too
 MOSTLY = 0.6  # of what is on a picture, by height, has to be digits, for it to be a number
@@ -45,7 +46,7 @@ WITH_PIECE, HALVES = 1.5, 2.2  # times the digits' height, at most, with a piece
 MOST_TRIED = 40  # parts to mend or to cut: where there are more, it is a page of something else
 WIDE = 1.35  # a digit's width over the digits' height, at most
 FAR_TOO_WIDE = 2.0  # over that, it is several, whatever the network says
-SEVERAL = 0.9  # what is narrower than that for its height is not cut
+SEVERAL, MERGED = 0.9, 0.6  # what is narrower than that for its height is not cut; nor among others what is no digit
 LONE = 1.25  # nor what is alone, as an M, but where the network reads two digits in it
 PRICE = 0.3  # of a cut, for each stroke that it goes through, in log probability
 ONE, ONE_OF_TWO = 0.7, 0.2  # more, for what it makes a 1 of: any stroke is one; less so where two are read together
@@ -189,7 +190,7 @@ def _read(model: "DigitClassifier", gray: Gray, **look: bool) -> Answer:
     seen = _mend(model, _look(model, parts), tall)
     alone = len(seen) == 1
     lines = in_lines(seen, tall)
-    if sum(_is_wide(one, tall) for one in seen) <= MOST_TRIED:
+    if sum(_is_wide(one, tall, alone) for one in seen) <= MOST_TRIED:
         lines = [[one for seen in line for one in _cut(model, seen, tall, alone)] for line in lines]
     return _answer(lines, page)
 
@@ -259,7 +260,6 @@ def _answer(lines: list[list[Seen]], page: Page | None = None) -> Answer:
     lines = [[seen for seen in line if seen[0].darkness >= DIM * max(sure, default=0)] for line in lines]
     least = NO_DIGIT if sum(map(len, lines)) > 1 else NO_DIGIT_ALONE
     heights = [part.height for line in lines for part, _, said in line if said.max() >= least]
-    share = sum(heights) / sum(part.height for line in lines for part, _, _ in line)
     kept, dropped = [], []
     for line in lines:
         among_digits = any(seen[2].max() >= least for seen in line)
@@ -269,6 +269,8 @@ def _answer(lines: list[list[Seen]], page: Page | None = None) -> Answer:
         kept.append([seen for seen, taken in zip(line, meant, strict=True) if taken])
         dropped.append([seen for seen, taken in zip(line, meant, strict=True) if not taken])
     kept = [line for line in kept if line]
+    counted = [part.height * (1.0 if said.max() >= least else said.max()) for line in kept for part, _, said in line]
+    share = float(sum(counted)) / sum(part.height for line in lines for part, _, _ in line)
     digits, refused = _digits(kept, page), _digits(dropped, page)
     if share < MOSTLY:
         return Answer("", 1 - share, "not a digit", (), (*digits, *refused))
@@ -281,7 +283,7 @@ def _may_be_meant(seen: Seen, tall: float) -> bool:
     """Whether something the network does not know is a digit by its size."""
     part, _, said = seen
     least, most = (share * tall for share in OF_SIZE)
-    return said.max() >= NO_DIGIT_ALONE and least <= part.height <= most and part.width <= most
+    return said.max() >= AMONG and least <= part.height <= most and part.width <= most
 
 
 def _digits(lines: list[list[Seen]], page: Page | None) -> tuple[Digit, ...]:
@@ -401,16 +403,17 @@ def slope(digits: list[Part], tall: float) -> float:
     return float(np.median(angles)) if angles else 0.0
 
 
-def _is_wide(seen: Seen, tall: float) -> bool:
+def _is_wide(seen: Seen, tall: float, alone: bool) -> bool:
     part, _, probabilities = seen
-    return part.width >= (WIDE if probabilities.max() >= SURE else SEVERAL) * max(tall, part.height)
+    least = WIDE if probabilities.max() >= SURE else SEVERAL if alone or probabilities.max() >= NO_DIGIT else MERGED
+    return part.width >= least * max(tall, part.height)
 
 
 def _cut(model: "DigitClassifier", whole: Seen, tall: float, alone: bool) -> list[Seen]:
     """As one digit or several that touch, as the network finds likelier: the best way through all cuts."""
     part, _, probabilities = whole
     is_lone = alone and part.width < LONE * part.height
-    if not _is_wide(whole, tall) or is_lone and (probabilities.max() >= NO_DIGIT or not model.reads_pairs):
+    if not _is_wide(whole, tall, alone) or is_lone and (probabilities.max() >= NO_DIGIT or not model.reads_pairs):
         return [whole]
     score, several = _cut_along(model, part, tall, straight_cuts(part, tall) + winding_cuts(part, tall))
     strokes = sum(seen[2].argmax() == 1 for seen in several)
