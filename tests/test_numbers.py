@@ -101,6 +101,13 @@ def test_ruled_paper_may_slope_and_its_rules_be_soft(known: dict[str, Gray], fal
     assert all(part.width < 1.5 * tall for part in found)
 
 
+def test_thick_light_ink_in_a_small_black_frame_is_all_seen(known: dict[str, Gray]) -> None:
+    """The estimate of the paper leaks some of it, which is no shadow's edge, though ever so much of what black is."""
+    black = cv2.dilate(255 - page(known, ["204", "963"], paper=255), np.ones((17, 17), np.uint8))[70:340, 30:300]
+    black[:4], black[-4:], black[:, :4], black[:, -4:] = 120, 120, 120, 120
+    assert len(find_digits(find_ink(black))[0]) == 6
+
+
 def test_digits_that_touch_are_cut(model: DigitClassifier, known: dict[str, Gray]) -> None:
     gray = page(known, ["2047"], gap=-16)
     parts, _ = find_digits(find_ink(gray))

@@ -86,9 +86,8 @@ def find_ink(gray: Gray, smooth: bool = False, other: bool = False) -> Page:  # 
         floor = level + max(SIGMAS * 1.4826 * float(np.median(np.abs(ink - level))), FAINTEST)
         if floor < GRAINY:
             break
-    return Page(
-        without_rules(np.maximum(ink, 0).astype(np.float32), floor), floor, _edges(paper, typical, full), scale, left, top
-    )
+    ink = without_rules(np.maximum(ink, 0).astype(np.float32), floor)
+    return Page(ink, floor, _edges(paper, typical, full), scale, left, top)
 
 
 def _pasted(gray: Gray) -> tuple[int, int, Gray]:

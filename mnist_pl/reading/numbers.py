@@ -31,9 +31,8 @@ AT_ONCE = 250  # images for the network; small enough for the activations to sta
 SURE = 0.8  # confidence below which an answer is "unsure"
 # ... and below which a part is no digit; one that is alone on a picture, or among digits of its size, is likelier meant
 # to be one.
-NO_DIGIT, NO_DIGIT_ALONE = 0.5, 0.2
-AMONG = 0.2
-OF_SIZE = 0.7, 1.4  # times the digits' height
+NO_DIGIT, NO_DIGIT_ALONE, NO_DIGIT_AMONG = 0.5, 0.2, 0.15
+OF_SIZE = 0.5, 1.4  # times the digits' height
 LOOK_AGAIN = 0.95  # confidence below which the network sees a part moved to each side, too
 MOSTLY = 0.6  # of what is on a picture, by height, has to be digits, for it to be a number
 DIM = 0.3  # of the darkest digit's darkness: what is fainter is the page's back, or what is left of a rule
@@ -46,7 +45,8 @@ WITH_PIECE, HALVES = 1.5, 2.2  # times the digits' height, at most, with a piece
 MOST_TRIED = 40  # parts to mend or to cut: where there are more, it is a page of something else
 WIDE = 1.35  # a digit's width over the digits' height, at most
 FAR_TOO_WIDE = 2.0  # over that, it is several, whatever the network says
-SEVERAL, MERGED = 0.9, 0.6  # what is narrower than that for its height is not cut; nor among others what is no digit
+SEVERAL = 0.9  # what is narrower than that for its height is not cut
+MERGED = 0.6  # ... or than that, where it is no digit, but among others
 LONE = 1.25  # nor what is alone, as an M, but where the network reads two digits in it
 PRICE = 0.3  # of a cut, for each stroke that it goes through, in log probability
 ONE, ONE_OF_TWO = 0.7, 0.2  # more, for what it makes a 1 of: any stroke is one; less so where two are read together
@@ -283,7 +283,7 @@ def _may_be_meant(seen: Seen, tall: float) -> bool:
     """Whether something the network does not know is a digit by its size."""
     part, _, said = seen
     least, most = (share * tall for share in OF_SIZE)
-    return said.max() >= AMONG and least <= part.height <= most and part.width <= most
+    return said.max() >= NO_DIGIT_AMONG and least <= part.height <= most and part.width <= most
 
 
 def _digits(lines: list[list[Seen]], page: Page | None) -> tuple[Digit, ...]:
