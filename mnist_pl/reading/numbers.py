@@ -404,9 +404,10 @@ def slope(digits: list[Part], tall: float) -> float:
 
 
 def _is_wide(seen: Seen, tall: float, alone: bool) -> bool:
-    part, _, probabilities = seen
-    least = WIDE if probabilities.max() >= SURE else SEVERAL if alone or probabilities.max() >= NO_DIGIT else MERGED
-    return part.width >= least * max(tall, part.height)
+    """Whether it may be several, by its width; the less it looks like a digit, the narrower that may be."""
+    part, _, said = seen
+    is_one = said.max() >= NO_DIGIT or alone
+    return part.width >= (WIDE if said.max() >= SURE else SEVERAL if is_one else MERGED) * max(tall, part.height)
 
 
 def _cut(model: "DigitClassifier", whole: Seen, tall: float, alone: bool) -> list[Seen]:
