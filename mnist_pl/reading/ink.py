@@ -76,7 +76,6 @@ def find_ink(gray: Gray, smooth: bool = False, other: bool = False) -> Page:  # 
     else:
         paper, over, sign = _smooth(gray, other) if smooth else _paper(gray, other)
     typical = float(np.median(paper))
-    full = typical if sign > 0 else 255 - 0.5 * typical  # of light that ink may take, or add
     light = np.maximum(np.maximum(paper, 0.5 * typical) if sign > 0 else 255 - 0.5 * paper, 32)
     under = np.minimum(paper, over) if sign > 0 else np.maximum(paper, over)
     for grain in GRAINS:
@@ -87,7 +86,7 @@ def find_ink(gray: Gray, smooth: bool = False, other: bool = False) -> Page:  # 
         if floor < GRAINY:
             break
     ink = without_rules(np.maximum(ink, 0).astype(np.float32), floor)
-    return Page(ink, floor, _edges(paper, typical, full), scale, left, top)
+    return Page(ink, floor, _edges(paper, typical, float(np.median(light))), scale, left, top)
 
 
 def _pasted(gray: Gray) -> tuple[int, int, Gray]:
@@ -207,13 +206,13 @@ def _below_ink(small: Gray, apart: Ink, sign: int) -> tuple[Ink, Ink]:
     return fine.astype(np.float32), over.astype(np.float32)
 
 
-def _edges(paper: Ink, typical: float, full: float) -> Ink:
-    """By how much of the full light the paper's brightness jumps near by, 0 where it does not."""
+def _edges(paper: Ink, typical: float, light: float) -> Ink:
+    """By how much of the light the paper's brightness jumps near by, 0 where it does not."""
     small = _small(paper)
     around = _disc(0.06 * min(small.shape))
     steps = np.hypot(cv2.Sobel(small, cv2.CV_32F, 1, 0, scale=1 / 8), cv2.Sobel(small, cv2.CV_32F, 0, 1, scale=1 / 8))
-    jumps = cv2.dilate((steps > STEP * full).astype(np.uint8), around)
-    heights = cv2.morphologyEx(small, cv2.MORPH_GRADIENT, around) / max(full, 1) * jumps
+    jumps = cv2.dilate((steps > STEP * light).astype(np.uint8), around)
+    heights = cv2.morphologyEx(small, cv2.MORPH_GRADIENT, around) / light * jumps
     heights[cv2.dilate(_desk(small, typical), around) > 0] = 1
     return cv2.resize(heights, paper.shape[::-1], interpolation=cv2.INTER_NEAREST)
 
