@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 READY := $(VENV)/.ready
-WORKERS := -n 2 --dist worksteal
+WORKERS := -n 3 --dist worksteal # on two cores: a test that waits for a process leaves its core idle
 LENGTHS ?= KILLS=100 STARTS=48 STOPS=300 FUZZ=10000 SETTINGS=2000
 
 help: ## list the targets
