@@ -37,9 +37,11 @@ BRIDGE = 0.02  # of the shorter side: strokes are joined that the edge of a shad
 ON_EDGE = 0.5  # of a part's pixels: then it is but the edge's
 SLIVER, AT_BORDER, ALONG, HALF = 0.06, 0.15, 0.6, 0.4  # of the picture's side
 WHOLE, BESIDE = 0.8, 0.35  # of a rule is inked, at least; and of what is above or below it, at most
-DARKER = 1.6  # than the faintest: then a line is none of them
-THIN = 0.04  # of the height: a rule is no bar of a digit that fills the picture
+FEW, DARKER = 0.25, 1.6  # than the faintest few of the rules: then a line is none of them
+LIKE = 2.0  # times as thick and dark as the rules across it, at most, is a rule that is alone
+THIN = 0.04  # of the shorter side: a rule is no bar of a digit that fills the picture
 ACROSS = 0.85  # ... or that long, where there is but one
+OVER = 0.075  # of that length: half of the widest stroke that crosses a rule
 STEEPEST = 0.27  # of which none falls more than that, 15 degrees
 FAINTEST = 0.045  # of the paper's brightness: less contrast than that is no ink
 SIGMAS = 4.5  # over the noise of the paper
@@ -94,7 +96,8 @@ def _pasted(gray: Gray) -> tuple[int, int, Gray]:
     frame = np.concatenate([gray[0], gray[-1], gray[:, 0], gray[:, -1]])
     other = np.abs(gray.astype(np.int16) - int(np.median(frame))) > 4
     if (np.abs(frame.astype(np.int16) - int(np.median(frame))) > 4).mean() < 0.02:
-        rows, columns = np.flatnonzero(other.mean(axis=1) > 0.1), np.flatnonzero(other.mean(axis=0) > 0.1)
+        # The ringing of JPEG is around it; its own rows and columns differ all along.
+        rows, columns = (np.flatnonzero(share > share.max() / 2) for share in (other.mean(axis=1), other.mean(axis=0)))
         if len(rows) > 0.3 * len(gray) and len(columns) > 0.3 * gray.shape[1]:
             top, bottom, left, right = rows[0] + 2, rows[-1] - 1, columns[0] + 2, columns[-1] - 1
             if other[top:bottom, left:right].mean() > PASTED:
@@ -272,50 +275,70 @@ def _disc(size: float) -> Gray:
 
 def without_rules(ink: Ink, floor: float) -> Ink:
     """Without the straight lines across the page: those of ruled and squared paper, frames, the paper's own edges."""
-    for turned in (ink, ink.T):
-        _erase_rules(turned, floor)
+    across = _erase_rules(ink, floor, [])
+    if not across and (down := _erase_rules(ink.T, floor, [])):
+        _erase_rules(ink, floor, down)
+    elif across:
+        _erase_rules(ink.T, floor, across)
     return ink
 
 
-def _erase_rules(ink: Ink, floor: float) -> None:
-    """Those that are about level. One alone has to be longer than a digit's stroke, and not to be all that there is."""
+def _erase_rules(ink: Ink, floor: float, crossing: "list[Rule]") -> "list[Rule]":
+    """Those that are about level; returns them. One alone has to be longer than a digit's stroke, or like those it
+    crosses, and not to be all that there is."""
     height, width = ink.shape
     inked = np.ascontiguousarray(ink > floor).astype(np.uint8)
     small = _small(inked, 2 * ROUGH)
     length = RULE * small.shape[1]
     thin = small * (_runs(small) <= 6 * THIN * len(small)).astype(np.uint8)  # with strokes that cross it
     long = _reaching(thin, length)
-    lines = cv2.HoughLinesP(long, 1, np.pi / 720, int(0.6 * length), minLineLength=length, maxLineGap=0.08 * length)
+    lines = cv2.HoughLinesP(long, 1, np.pi / 720, int(0.6 * length), minLineLength=length, maxLineGap=2 * OVER * length)
     if lines is None:
-        return
+        return []
     runs = _runs(inked)
     share = small.shape[1] / width
     found = [_rule(line, share, ink, runs) for line in lines.reshape(-1, 4).tolist() if _falls(line) < STEEPEST]
-    rules = [rule for rule in found if rule is not None and rule.thick <= THIN * height]
+    rules = [rule for rule in found if rule is not None and rule.thick <= THIN * min(height, width)]
     if not rules:
-        return
+        return []
     middles = [rule.start + rule.fall * width / 2 for rule in rules]
     alone = max(middles) - min(middles) < 0.05 * height
-    if alone and max(rule.length for rule in rules) < ACROSS * width:
-        return
-    faintest = min(rule.darkness for rule in rules)
+    short = max(rule.length for rule in rules) < ACROSS * width
+    if alone and short and not _is_like(rules, crossing):
+        return []
+    faintest = float(np.quantile([rule.darkness for rule in rules], FEW))
+    faint = [rule for rule in rules if rule.darkness <= DARKER * faintest]  # what is darker is a 1 on squared paper
     band = np.zeros(ink.shape, np.uint8)
-    for rule in rules:
-        if rule.darkness <= DARKER * faintest:  # what is darker is a 1 on squared paper
-            cv2.line(band, (0, round(rule.start)), (width - 1, round(rule.start + rule.fall * (width - 1))), 1, 1)
-    thick = float(np.median([rule.thick for rule in rules]))
+    for rule in faint:
+        cv2.line(band, (0, round(rule.start)), (width - 1, round(rule.start + rule.fall * (width - 1))), 1, 1)
+    thick = float(np.median([rule.thick for rule in faint]))
     band = cv2.dilate(band, np.ones((2 * int(thick) + 3, 1), np.uint8))
-    erased = (band > 0) & (runs <= 1.6 * thick + 1)
+    erased = (band > 0) & (runs <= 1.6 * thick + 1) & (ink <= LIKE * max(rule.darkness for rule in faint))
     left = ((ink > floor) & ~erased).astype(np.uint8)
     if alone and ink[left > 0].sum() <= 0.3 * ink[erased].sum():
-        return
+        return []
+    if short and not alone and _darkness(ink[left > 0]) <= DARKER * _darkness(ink[erased & (ink > floor)]):
+        return []  # the pen's: the two 1s of 101, or of 11
     bridges = cv2.morphologyEx(left, cv2.MORPH_CLOSE, np.ones((int(thick) + 3, 3), np.uint8))
     ink[erased & (bridges == 0)] = 0  # but where a stroke goes on, on both sides
+    return rules
+
+
+def _darkness(ink: Ink) -> float:  # (N,)
+    return float(np.quantile(ink, 0.75)) if ink.size else 0.0
+
+
+def _is_like(rules: "list[Rule]", others: "list[Rule]") -> bool:
+    """Whether these are rules as those that they cross: no thicker, and no darker than a pen that is pressed less."""
+    if not others:
+        return False
+    thick, dark = (float(np.median([getattr(one, name) for one in others])) for name in ("thick", "darkness"))
+    return all(one.thick <= LIKE * thick + 1 and one.darkness <= LIKE * dark for one in rules)
 
 
 def _reaching(mask: Gray, length: float) -> Gray:
     """What of it belongs to something that long, small gaps aside: the rest only takes time to look through."""
-    near = np.ones((3, 2 * int(0.04 * length) + 1), np.uint8)
+    near = np.ones((3, 2 * int(OVER * length) + 1), np.uint8)
     labels, stats = cv2.connectedComponentsWithStats(cv2.dilate(mask, near))[1:3]
     return mask * (stats[:, cv2.CC_STAT_WIDTH] >= length).astype(np.uint8)[labels]
 

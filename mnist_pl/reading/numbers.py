@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from math import atan2, cos, degrees, radians, sin
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,7 @@ LONG = 2.0  # times that, and as low as a speck: an underline
 LOOSE = 0.75  # of the digits' height: what is lower than that may be a piece of one
 NEAR = 0.25  # of the digits' height: how far a piece may be from the rest
 WITH_PIECE, HALVES = 1.5, 2.2  # times the digits' height, at most, with a piece; of two pieces that are no digits alone
+SAME_PEN = 0.4  # of a digit's darkness: what is fainter is no piece of it
 MOST_TRIED = 40  # parts to mend or to cut: where there are more, it is a page of something else
 WIDE = 1.35  # a digit's width over the digits' height, at most
 FAR_TOO_WIDE = 2.0  # over that, it is several, whatever the network says
@@ -49,9 +50,11 @@ SEVERAL = 0.9  # what is narrower than that for its height is not cut
 MERGED = 0.6  # ... or than that, where it is no digit, but among others
 LONE = 1.25  # nor what is alone, as an M, but where the network reads two digits in it
 PRICE = 0.3  # of a cut, for each stroke that it goes through, in log probability
+BROAD, NOT_BROAD = 2.0, 1.0  # more, for what it makes wider than that for the digits' height
 ONE, ONE_OF_TWO = 0.7, 0.2  # more, for what it makes a 1 of: any stroke is one; less so where two are read together
 PAIR_WIDTHS = 0.7, 2.2  # of two digits that touch, over the digits' height
-RIGHT_CUT, RIGHT_CUT_LONE = 0.9, 0.6  # how likely the cuts beside a piece are right
+# How likely the cuts beside a piece are right; where it is all there is, as a W; and is no wider than a digit.
+RIGHT_CUT, RIGHT_CUT_ALONE, RIGHT_CUT_LONE = 0.9, 0.75, 0.6
 
 
 @dataclass(frozen=True)
@@ -338,14 +341,16 @@ def _is_inside(part: Part, other: Part) -> bool:
 def _belongs(piece: Part, other: Part, tall: float) -> bool:
     """Whether it is a piece of that digit: near it, above or below rather than beside it, and not too large with it."""
     over = min(piece.right, other.right) - max(piece.left, other.left)
-    return over >= 0.3 * min(piece.width, other.width) and _may_belong(piece, other, tall, NEAR, WITH_PIECE)
+    wide = max(piece.right, other.right) - min(piece.left, other.left)
+    is_above = over >= 0.3 * min(piece.width, other.width) and wide <= WIDE * max(tall, other.height)
+    return is_above and _may_belong(piece, other, tall, NEAR, WITH_PIECE)
 
 
 def _may_belong(piece: Part, other: Part, tall: float, near: float, high: float) -> bool:
     top, bottom = min(piece.top, other.top), max(piece.bottom, other.bottom)
     left, right = min(piece.left, other.left), max(piece.right, other.right)
-    fits = bottom - top <= high * max(tall, other.height) and right - left <= WIDE * max(tall, other.height)
-    return fits and _gap(piece, other) <= near * tall
+    fits = bottom - top <= high * max(tall, other.height) and right - left <= WIDE * max(tall, bottom - top)
+    return fits and _gap(piece, other) <= near * tall and piece.darkness >= SAME_PEN * other.darkness
 
 
 def _gap(one: Part, other: Part) -> float:
@@ -365,28 +370,36 @@ def union(*parts: Part) -> Part:
 
 
 def in_lines(seen: list[Seen], tall: float) -> list[list[Seen]]:
-    """Top to bottom, each left to right. The lines may slope: as they are fewest, and then as little as can be."""
-    found = [_in_lines(seen, tall, radians(angle)) for angle in (0.0, slope([part for part, _, _ in seen], tall))]
-    return min(found, key=len)
+    """Top to bottom, each left to right. The lines may slope: as they are fewest, and then the smoothest."""
+    angles = radians(0.0), radians(slope([part for part, _, _ in seen], tall))
+    found = [(_in_lines(seen, tall, angle), angle) for angle in angles]
+    return min(found, key=lambda one: (len(one[0]), _jumps(*one)))[0]
+
+
+def _jumps(lines: list[list[Seen]], angle: float) -> float:
+    """Pixels by which the digits are above or below those before them, all together."""
+    return sum(abs(_middle(one, angle)[1] - _middle(next_, angle)[1]) for line in lines for one, next_ in pairwise(line))
+
+
+def _middle(one: Seen, angle: float) -> tuple[float, float]:
+    """Of what is seen: along a line that falls by that, and across it."""
+    x, y = (one[0].left + one[0].right) / 2, (one[0].top + one[0].bottom) / 2
+    return x * cos(angle) + y * sin(angle), y * cos(angle) - x * sin(angle)
 
 
 def _in_lines(seen: list[Seen], tall: float, angle: float) -> list[list[Seen]]:
-    across, down = cos(angle), sin(angle)
-
-    def middle(one: Seen) -> tuple[float, float]:
-        x, y = (one[0].left + one[0].right) / 2, (one[0].top + one[0].bottom) / 2
-        return x * across + y * down, y * across - x * down
-
     lines: list[list[Seen]] = []
-    for one in sorted(seen, key=middle):
-        y = middle(one)[1]
-        away = {i: abs(float(np.mean([middle(last)[1] for last in line[-2:]])) - y) for i, line in enumerate(lines)}
+    for one in sorted(seen, key=lambda one: _middle(one, angle)):
+        y = _middle(one, angle)[1]
+        away = {
+            i: abs(float(np.mean([_middle(last, angle)[1] for last in line[-2:]])) - y) for i, line in enumerate(lines)
+        }
         nearest = min(away, key=lambda i: away[i], default=-1)
-        if nearest >= 0 and away[nearest] < 0.55 * max(tall, *(last[0].height for last in lines[nearest][-2:])):
+        if nearest >= 0 and away[nearest] < 0.55 * max(tall, *(it[0].height for it in [one, *lines[nearest][-2:]])):
             lines[nearest].append(one)
         else:
             lines.append([one])
-    return sorted(lines, key=lambda line: np.mean([middle(one)[1] for one in line]))
+    return sorted(lines, key=lambda line: np.mean([_middle(one, angle)[1] for one in line]))
 
 
 def slope(digits: list[Part], tall: float) -> float:
@@ -421,9 +434,10 @@ def _cut(model: "DigitClassifier", whole: Seen, tall: float, alone: bool) -> lis
     if len(several) < 2 or strokes > (len(several) + 1) / 2:  # a zigzag
         return [whole]
     too_wide = part.width > FAR_TOO_WIDE * max(tall, part.height)
-    if not too_wide and score <= np.log(probabilities.max()):
+    is_one = np.sort(probabilities)[-2:].sum()  # whichever of two it may be
+    if not too_wide and score <= np.log(is_one):
         return [whole]
-    right = RIGHT_CUT_LONE if is_lone else RIGHT_CUT
+    right = RIGHT_CUT_LONE if is_lone else RIGHT_CUT_ALONE if alone else RIGHT_CUT
     return [(piece, image, right * said + (1 - right) / len(said)) for piece, image, said in several]
 
 
@@ -446,6 +460,7 @@ def _cut_along(model: "DigitClassifier", part: Part, tall: float, cuts: list[Cut
         if i in best:
             one = ONE if len(way) == 1 else ONE_OF_TWO
             price = PRICE * cuts[j].ink + sum(one for _, _, says in way if says.argmax() == 1)
+            price += BROAD * sum(max(0.0, piece.width / tall - NOT_BROAD) for piece, _, _ in way)
             score = best[i][0] + sum(float(np.log(says.max())) for _, _, says in way) - price
             if j not in best or score > best[j][0]:
                 best[j] = score, [*best[i][1], *way]
