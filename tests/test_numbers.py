@@ -16,7 +16,7 @@ from mnist_pl.models import DigitClassifier
 from mnist_pl.reading.checkpoint import load_model
 from mnist_pl.reading.cuts import Cut, between, winding_cuts
 from mnist_pl.reading.ink import Part, find_ink
-from mnist_pl.reading.numbers import classify, find_digits, read
+from mnist_pl.reading.numbers import Seen, classify, find_digits, in_lines, read, typical_height
 
 Gray = np.ndarray
 
@@ -99,6 +99,80 @@ def test_ruled_paper_may_slope_and_its_rules_be_soft(known: dict[str, Gray], fal
     assert 130 < tall < 180
     assert sum(0.8 * tall < part.height < 1.3 * tall and part.width < 1.3 * tall for part in found) >= 7
     assert all(part.width < 1.5 * tall for part in found)
+
+
+@pytest.mark.parametrize("paper", ["blank", "ruled", "squared"])
+@pytest.mark.parametrize("noise", [0, 4])
+@pytest.mark.parametrize("thick", [4, 8, 14, 24])
+@pytest.mark.parametrize("pen", [0, 90])
+def test_a_1_is_no_rule_whatever_the_pen(paper: str, noise: int, thick: int, pen: int) -> None:
+    """Large digits, as on a canvas or a card: straight strokes of three quarters of the page, across rules."""
+    for number in ("1", "11", "111", "110", "71"):
+        gray = np.full((400, 600), 255, np.uint8)
+        for y in range(30, 400, 60) if paper != "blank" else ():
+            cv2.line(gray, (0, y), (599, y + 6), 200, 3, cv2.LINE_AA)
+        for x in range(30, 600, 60) if paper == "squared" else ():
+            cv2.line(gray, (x, 0), (x + 4, 399), 200, 3, cv2.LINE_AA)
+        strokes = np.full(gray.shape, 255, np.uint8)
+        for x, digit in zip((140, 290, 440), number, strict=False):
+            if digit == "0":
+                cv2.ellipse(strokes, (x, 200), (60, 140), 0, 0, 360, pen, thick, cv2.LINE_AA)
+            else:
+                ways = {"1": [(x, 50), (x - 8, 350)], "7": [(x - 60, 60), (x + 50, 60), (x - 20, 350)]}
+                cv2.polylines(strokes, [np.array(ways[digit])], False, pen, thick, cv2.LINE_AA)
+        picture = np.minimum(gray, strokes) * 0.9 + np.random.default_rng(0).normal(0, noise or 1e-9, gray.shape)
+        found, _ = find_digits(find_ink(picture.clip(0, 255).astype(np.uint8)))
+        assert [part.height > 270 for part in found] == [True] * len(number), number
+
+
+def test_a_rule_that_ends_is_one_among_those_that_it_crosses() -> None:
+    """Squared paper of which one upright line alone is seen, and not all along; a photo's borders add a faint one."""
+    gray = np.full((470, 262), 200, np.uint8)
+    for y in range(10, 470, 76):
+        cv2.line(gray, (0, y), (261, y + 6), 178, 3, cv2.LINE_AA)
+    cv2.line(gray, (130, 0), (132, 350), 164, 3, cv2.LINE_AA)
+    gray[-2:] = 190
+    cv2.ellipse(gray, (190, 290), (20, 26), 0, 0, 360, 60, 6, cv2.LINE_AA)
+    found, _ = find_digits(find_ink(gray))
+    assert [round(part.height / 10) for part in found] == [6]
+
+
+@pytest.mark.parametrize("quality", [20, 50, 80])
+@pytest.mark.parametrize("left", [121, 126, 131])
+@pytest.mark.parametrize("light", [0.25, 0.35])
+def test_jpeg_around_a_pasted_picture_is_no_ink(quality: int, left: int, light: float) -> None:
+    gray = np.full((84, 336), 200, np.uint8)
+    for place, digit in enumerate("8011510"):
+        cv2.putText(gray, digit, (30 + 40 * place, 60), cv2.FONT_HERSHEY_DUPLEX, 1.4, 110, 3, cv2.LINE_AA)
+    pasted = np.full((114, 575), 255, np.uint8)
+    pasted[10:94, left : left + 336] = (gray * light).astype(np.uint8)
+    jpeg = cv2.imdecode(cv2.imencode(".jpg", pasted, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_GRAYSCALE)
+    assert len(find_digits(find_ink(jpeg))[0]) == 7
+
+
+# Left, top, width and height of each; as people wrote them, uneven and sloping.
+UNEVEN = {
+    "1319427": (
+        (40, 203, 18, 58), (69, 184, 39, 65), (113, 187, 23, 61), (158, 197, 13, 50),
+        (193, 145, 60, 76), (252, 160, 61, 61), (305, 179, 38, 41),
+    ),
+    "30/45525674": (
+        (42, 431, 87, 97), (155, 395, 69, 105),
+        (96, 598, 68, 109), (203, 560, 91, 109), (316, 549, 104, 83), (431, 493, 95, 112), (555, 461, 73, 116),
+        (663, 433, 72, 120), (738, 399, 123, 100), (876, 366, 126, 115),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", UNEVEN)
+def test_uneven_digits_are_put_into_lines(text: str) -> None:
+    digits = text.replace("/", "")
+    seen: list[Seen] = []
+    for digit, (left, top, width, height) in zip(digits, UNEVEN[text], strict=True):
+        said = np.eye(10, dtype=np.float32)[int(digit)]
+        seen.append((Part(left, top, np.ones((height, width), np.float32)), np.zeros((28, 28), np.uint8), said))
+    lines = in_lines(seen[::-1], typical_height([part for part, _, _ in seen]))
+    assert "/".join("".join(str(said.argmax()) for _, _, said in line) for line in lines) == text
 
 
 def test_thick_light_ink_in_a_small_black_frame_is_all_seen(known: dict[str, Gray]) -> None:

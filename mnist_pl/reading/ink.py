@@ -21,6 +21,7 @@ WORKING = 1600  # pixels of the longer side that are looked at, at most
 SMALL = 160  # and at least: a smaller picture is enlarged, so that its strokes are some pixels wide
 ROUGH = 320  # pixels of the longer side, where the paper is looked at
 PASTED = 0.9  # of its pixels differ from the ground
+RINGING = 0.12  # of the step from one to the other, which JPEG leaves around it
 FITS = 6  # of the light
 FLAT, THICKEST = 0.6, 0.4  # of the pixels; of the shorter side
 WIDEST, WIDEST_CORE = 0.22, 0.3  # of the shorter side; what is thicker is no stroke, but a shadow or a desk
@@ -73,8 +74,9 @@ def find_ink(gray: Gray, smooth: bool = False, other: bool = False) -> Page:  # 
         scale = (WORKING if longer > WORKING else SMALL) / longer
         size = max(1, round(gray.shape[1] * scale)), max(1, round(gray.shape[0] * scale))
         gray = cv2.resize(gray, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    if _is_flat(gray):
-        paper, over, sign = _even(gray, other)
+    flat = _flat(gray)
+    if flat is not None:
+        paper, over, sign = _even(gray, flat, other)
     else:
         paper, over, sign = _smooth(gray, other) if smooth else _paper(gray, other)
     typical = float(np.median(paper))
@@ -94,32 +96,35 @@ def find_ink(gray: Gray, smooth: bool = False, other: bool = False) -> Page:  # 
 def _pasted(gray: Gray) -> tuple[int, int, Gray]:
     """Where the picture of a paper was pasted on a plain ground: its left and top, and that picture alone."""
     frame = np.concatenate([gray[0], gray[-1], gray[:, 0], gray[:, -1]])
-    other = np.abs(gray.astype(np.int16) - int(np.median(frame))) > 4
-    if (np.abs(frame.astype(np.int16) - int(np.median(frame))) > 4).mean() < 0.02:
-        # The ringing of JPEG is around it; its own rows and columns differ all along.
+    ground = int(np.median(frame))
+    away = np.abs(gray.astype(np.int16) - ground)
+    if (away > 4).any() and (np.abs(frame.astype(np.int16) - ground) > 4).mean() < 0.02:
+        other = away > max(4, RINGING * np.median(away[away > 4]))
         rows, columns = (np.flatnonzero(share > share.max() / 2) for share in (other.mean(axis=1), other.mean(axis=0)))
         if len(rows) > 0.3 * len(gray) and len(columns) > 0.3 * gray.shape[1]:
             top, bottom, left, right = rows[0] + 2, rows[-1] - 1, columns[0] + 2, columns[-1] - 1
-            if other[top:bottom, left:right].mean() > PASTED:
+            all_of_it = away[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] > 4
+            is_alone = all_of_it.sum() > PASTED * (away > 4).sum()  # no loop of a thick 9, with a stem
+            if is_alone and (away[top:bottom, left:right] > 4).mean() > PASTED:
                 return int(left), int(top), gray[top:bottom, left:right]
     return 0, 0, gray
 
 
-def _is_flat(gray: Gray) -> bool:
-    """A drawing on a screen: most of the paper is of one brightness, and what is not is no thicker than a stroke."""
+def _flat(gray: Gray) -> int | None:
+    """The paper's brightness in a drawing on a screen: that of most of it, and what is not is no thicker than a stroke.
+    None for any other picture."""
     counts = np.bincount(gray[:: max(1, len(gray) // 200), :: max(1, gray.shape[1] // 200)].ravel(), minlength=256)
     paper = int(counts.argmax())
     if counts[max(0, paper - 3) : paper + 4].sum() < FLAT * counts.sum():
-        return False
+        return None
     small = _small(gray)
     mask = (np.abs(small.astype(np.int16) - paper) > 20).astype(np.uint8)
-    return not _thick(mask, THICKEST * min(small.shape)).any()
+    return None if _thick(mask, THICKEST * min(small.shape)).any() else paper
 
 
-def _even(gray: Gray, other: bool) -> tuple[Ink, Ink, int]:
-    """As `_paper`, which is that of the frame, all over."""
-    frame = np.concatenate([gray[0], gray[-1], gray[:, 0], gray[:, -1]])
-    paper = np.full(gray.shape, np.median(frame), np.float32)
+def _even(gray: Gray, level: int, other: bool) -> tuple[Ink, Ink, int]:
+    """As `_paper`, of one brightness all over."""
+    paper = np.full(gray.shape, level, np.float32)
     sign = 1 if (_strength(paper - gray) >= _strength(gray - paper)) != other else -1
     return paper, paper, sign
 

@@ -378,7 +378,8 @@ def in_lines(seen: list[Seen], tall: float) -> list[list[Seen]]:
 
 def _jumps(lines: list[list[Seen]], angle: float) -> float:
     """Pixels by which the digits are above or below those before them, all together."""
-    return sum(abs(_middle(one, angle)[1] - _middle(next_, angle)[1]) for line in lines for one, next_ in pairwise(line))
+    heights = [[_middle(one, angle)[1] for one in line] for line in lines]
+    return sum(abs(y - next_y) for line in heights for y, next_y in pairwise(line))
 
 
 def _middle(one: Seen, angle: float) -> tuple[float, float]:
