@@ -278,6 +278,15 @@ def _disc(size: float) -> Gray:
     return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
 
 
+@dataclass(frozen=True)
+class Rule:
+    start: float  # the row where it begins, at the left
+    fall: float  # rows, for each column
+    length: float  # of it, what was found
+    thick: float
+    darkness: float
+
+
 def without_rules(ink: Ink, floor: float) -> Ink:
     """Without the straight lines across the page: those of ruled and squared paper, frames, the paper's own edges."""
     across = _erase_rules(ink, floor, [])
@@ -288,7 +297,7 @@ def without_rules(ink: Ink, floor: float) -> Ink:
     return ink
 
 
-def _erase_rules(ink: Ink, floor: float, crossing: "list[Rule]") -> "list[Rule]":
+def _erase_rules(ink: Ink, floor: float, crossing: list[Rule]) -> list[Rule]:
     """Those that are about level; returns them. One alone has to be longer than a digit's stroke, or like those it
     crosses, and not to be all that there is."""
     height, width = ink.shape
@@ -333,7 +342,7 @@ def _darkness(ink: Ink) -> float:  # (N,)
     return float(np.quantile(ink, 0.75)) if ink.size else 0.0
 
 
-def _is_like(rules: "list[Rule]", others: "list[Rule]") -> bool:
+def _is_like(rules: list[Rule], others: list[Rule]) -> bool:
     """Whether these are rules as those that they cross: no thicker, and no darker than a pen that is pressed less."""
     if not others:
         return False
@@ -346,15 +355,6 @@ def _reaching(mask: Gray, length: float) -> Gray:
     near = np.ones((3, 2 * int(OVER * length) + 1), np.uint8)
     labels, stats = cv2.connectedComponentsWithStats(cv2.dilate(mask, near))[1:3]
     return mask * (stats[:, cv2.CC_STAT_WIDTH] >= length).astype(np.uint8)[labels]
-
-
-@dataclass(frozen=True)
-class Rule:
-    start: float  # the row where it begins, at the left
-    fall: float  # rows, for each column
-    length: float  # of it, what was found
-    thick: float
-    darkness: float
 
 
 def _rule(line: list[int], share: float, ink: Ink, runs: NDArray[np.int32]) -> Rule | None:
