@@ -290,10 +290,9 @@ class Rule:
 def without_rules(ink: Ink, floor: float) -> Ink:
     """Without the straight lines across the page: those of ruled and squared paper, frames, the paper's own edges."""
     across = _erase_rules(ink, floor, [])
-    if not across and (down := _erase_rules(ink.T, floor, [])):
-        _erase_rules(ink, floor, down)
-    elif across:
-        _erase_rules(ink.T, floor, across)
+    down = _erase_rules(ink.T, floor, across)
+    if down and not across:
+        _erase_rules(ink, floor, down)  # a lone one may be like these
     return ink
 
 
@@ -343,7 +342,7 @@ def _darkness(ink: Ink) -> float:  # (N,)
 
 
 def _is_like(rules: list[Rule], others: list[Rule]) -> bool:
-    """Whether these are rules as those that they cross: no thicker, and no darker than a pen that is pressed less."""
+    """Whether these are about as thick and dark as those that they cross."""
     if not others:
         return False
     thick, dark = (float(np.median([getattr(one, name) for one in others])) for name in ("thick", "darkness"))
