@@ -1,12 +1,13 @@
 """Compose, build, fit, test the best checkpoint, return the validation accuracy. `python train.py --help`."""
 
+import os
+
 from mnist_pl.signals import advise, end_on_signals
 
 if __name__ == "__main__":
-    end_on_signals()  # before the imports, which take their time
+    end_on_signals(once_arranged="SLURM_JOB_ID" in os.environ)  # before the imports, which take their time
 
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

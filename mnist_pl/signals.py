@@ -36,8 +36,13 @@ _arrange: Callable[[int], str | None] | None = None  # sees to it that what a si
 _last_act: Callable[[], Any] | None = None
 
 
-def end_on_signals() -> None:
-    """From here on, each of STOPPING ends the program; the training takes them over, to write a checkpoint first."""
+def end_on_signals(once_arranged: bool = False) -> None:
+    """From here on, each of STOPPING ends the program; the training takes them over, to write a checkpoint first.
+
+    `once_arranged`: one that comes before `arrange` waits until then.
+    """
+    if once_arranged:
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     for number in STOPPING:
         signal.signal(number, _end)
     atexit.register(_keep_code)  # the last to be called
@@ -84,6 +89,7 @@ def arrange(how: Callable[[int], str | None]) -> None:
     """`how` is called when a signal ends the program, and returns what is told, where it sees to the rest."""
     global _arrange
     _arrange = how
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 def exit_code() -> int | None:

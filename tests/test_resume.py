@@ -65,14 +65,14 @@ class Stop(Callback):
 def same_runs(one: Path, other: Path, record: bool = True) -> None:
     for name in ("last", "best"):
         left, right = (checkpoint.read(folder / "checkpoints" / f"{name}.ckpt") for folder in (one, other))
-        for part in (
+        for part in (  # the first that differs tells most
+            "global_step",
+            "epoch",
+            "images_seen",
+            "metrics",
             "state_dict",
             "optimizer_states",
             "lr_schedulers",
-            "metrics",
-            "images_seen",
-            "global_step",
-            "epoch",
         ):
             same(left[part], right[part], f"{name}: {part}")
         same(left["training"]["random"], right["training"]["random"], f"{name}: random")

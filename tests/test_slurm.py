@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,16 @@ WORDS = ["data=digits", "model=mlp", "model.hidden=[8]", "model.dropout=0.2", "d
 WORDS += ["callbacks=minimal", "logger=csv", "data.batch_size=32", "trainer.log_every_n_steps=7"]
 WORDS += ["+callbacks.slow={_target_: slurm_cluster.Slow}"]
 TRAIN = [sys.executable, str(ROOT / "train.py")]
+SLOW_IMPORTS = """
+import os, sys, time
+
+class Slow:  # as a network's disk
+    def find_spec(self, name, *_):
+        if name in ("hydra", "submitit") and "SLURM_JOB_ID" in os.environ:
+            time.sleep(4)
+
+sys.meta_path.insert(0, Slow())
+"""
 ALONE = {"OMP_NUM_THREADS": "1"}  # as a job of one processor
 
 
@@ -87,6 +99,7 @@ def test_a_sweep_survives_whatever_happens_on_a_cluster(cluster: Cluster, tmp_pa
     goes_on(runs[2])
     os.kill(process_of(runs[2]), signal.SIGKILL)
     goes_on(runs[3])
+    goes_on(runs[4])  # no job is being launched, which SLURM itself would not survive
     cluster.kill("slurmd")
     cluster.start("slurmd")
     goes_on(runs[4])
@@ -96,15 +109,15 @@ def test_a_sweep_survives_whatever_happens_on_a_cluster(cluster: Cluster, tmp_pa
     out, err = sweep.communicate(timeout=200)
     assert sweep.returncode == 1, err
     assert cluster.state(urgent) == "COMPLETED"
+    lost = [line for line in err.splitlines() if line.startswith("error: sweep/")]
+    assert len(lost) == 2 and lost[0].startswith("error: sweep/2 (") and lost[1].startswith("error: sweep/4 ("), err
+    assert f"SLURM job {array}_2 ended as FAILED; its log is sweep/.submitit/" in lost[0], lost
+    assert f"SLURM job {array}_4 ended as CANCELLED; its log is sweep/.submitit/" in lost[1], lost
     for number, (how, times) in {0: ("SIGTERM", 2), 1: ("SIGUSR2", 2), 3: (None, 1), 5: ("SIGTERM", 2)}.items():
         log = (tmp_path / f"sweep/.submitit/{array}_{number}/{array}_{number}_0_log.out").read_text()
         assert how is None or f"stopped by {how} after step" in log and "queued again, to go on there\n" in log, log
         assert log.count("Starting with") >= times, log  # the urgent job may have come upon it too
         same_runs(tmp_path / "local" / str(number), runs[number])
-    lost = [line for line in err.splitlines() if line.startswith("error: sweep/")]
-    assert len(lost) == 2 and lost[0].startswith("error: sweep/2 (") and lost[1].startswith("error: sweep/4 ("), err
-    assert f"SLURM job {array}_2 ended as FAILED; its log is sweep/.submitit/" in lost[0], lost
-    assert f"SLURM job {array}_4 ended as CANCELLED; its log is sweep/.submitit/" in lost[1], lost
     again = train(cluster, tmp_path, "resume=sweep", WORDS[-1])  # its class of one's own
     out, err = again.communicate(timeout=200)
     assert again.returncode == 0 and not err and table(out) == whole, err
@@ -152,6 +165,42 @@ def test_a_script_outlives_its_time_limit(cluster: Cluster, tmp_path: Path, how:
 
 def said(folder: Path) -> str:
     return (folder / "out").read_text()
+
+
+def catches_sigterm(job: str) -> bool:
+    """Whether train.py, which a script runs, has come to its first line; a signal before ends Python itself."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            variables, words = ((process / name).read_text().split("\0") for name in ("environ", "cmdline"))
+            if f"SLURM_JOB_ID={job}" in variables and words[:2] == TRAIN:
+                caught = re.search(r"SigCgt:\s*(\w+)", (process / "status").read_text())
+                return caught is not None and int(caught[1], 16) >> (signal.SIGTERM - 1) & 1 == 1
+    return False
+
+
+@pytest.mark.long
+@pytest.mark.promise("a stopped run is resumed to the same bits", "on SLURM: preempted while it starts")
+def test_jobs_that_are_preempted_while_they_start(cluster: Cluster, tmp_path: Path) -> None:
+    """A sweep's from the first moment on; a script's from the first line of train.py on."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW_IMPORTS)
+    slowly = {"PYTHONPATH": os.pathsep.join([str(tmp_path), cluster.variables["PYTHONPATH"]])}
+    words = [*WORDS, "trainer.max_epochs=1"]
+    launcher = ["seed=1,2", "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.name=sweep"]
+    script = " ".join(["srun", *TRAIN, *(f"'{word}'" for word in words)])
+
+    def preempt() -> None:
+        urgent = submit(cluster, tmp_path, "true", "--partition=rush", "--ntasks=2")
+        wait_for(lambda: cluster.state(urgent) == "COMPLETED")
+
+    sweep = train(cluster, tmp_path, "-m", *words, *launcher, **slowly)
+    wait_for(lambda: "RUNNING" in cluster.call("squeue", "--noheader", "--name=sweep", "--array", "--format=%T"))
+    preempt()
+    assert sweep.wait(120) == 0, sweep.communicate()
+    job = submit(cluster, tmp_path, script, "--requeue", "--cpus-per-task=1", **slowly)
+    wait_for(lambda: catches_sigterm(job))
+    preempt()
+    wait_for(lambda: cluster.state(job) in slurm.ENDED, 120)
+    assert cluster.state(job) == "COMPLETED", said(tmp_path)
 
 
 @pytest.mark.long

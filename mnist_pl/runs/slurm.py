@@ -1,6 +1,7 @@
 """SLURM: each job of a sweep is one of its jobs; what it warns or preempts saves, is queued again, and goes on exactly.
 
 Buys: `hydra/launcher=slurm`, and scripts for `sbatch` that outlive their time limit without a word about it.
+A script is covered from train.py's first line on: in the 20 ms that Python takes before, a signal ends it for good.
 Without it: delete conf/hydra/launcher/slurm.yaml, and the lines that name this module in train.py and claim.py.
 """
 
@@ -9,9 +10,11 @@ import logging
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
@@ -53,6 +56,9 @@ LOST = JobReturn(status=JobStatus.COMPLETED, _return_value=math.nan)  # as Repor
 ASK_EVERY = 5.0  # seconds; one question for all jobs
 STARTED = time.time()
 ROOT = Path(__file__).parents[2]  # jobs are to run this code, whatever else is installed
+
+# A job that is preempted in its first second is queued again by SLURM itself, unless a signal has ended it by then:
+PYTHON = f"""sh -c 'trap "" TERM USR1 USR2; exec "$0" "$@"' {shlex.quote(sys.executable)}"""
 
 _typed: list[str] | None = None  # the words of this program, which is not a job of a sweep
 
@@ -216,7 +222,7 @@ class Slurm(Launcher):
         state = Singleton.get_state()
         calls = [(words[number], "hydra.sweep.dir", number, str(number), state) for number in words]
         try:
-            executor = AutoExecutor(settings.pop("submitit_folder"), cluster="slurm")
+            executor = AutoExecutor(settings.pop("submitit_folder"), cluster="slurm", slurm_python=PYTHON)
             executor.update_parameters(**{key if key in common else f"slurm_{key}": settings[key] for key in settings})
             with redirect_stderr(StringIO()):  # where submitit repeats what sbatch says
                 jobs = executor.map_array(partial(_work, self.run), *zip(*calls, strict=True))
