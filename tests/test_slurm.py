@@ -171,7 +171,8 @@ def catches_sigterm(job: str) -> bool:
     """Whether train.py, which a script runs, has come to its first line; a signal before ends Python itself."""
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            variables, words = ((process / name).read_text().split("\0") for name in ("environ", "cmdline"))
+            texts = [(process / name).read_text(errors="replace") for name in ("environ", "cmdline")]
+            variables, words = (text.split("\0") for text in texts)
             if f"SLURM_JOB_ID={job}" in variables and words[:2] == TRAIN:
                 caught = re.search(r"SigCgt:\s*(\w+)", (process / "status").read_text())
                 return caught is not None and int(caught[1], 16) >> (signal.SIGTERM - 1) & 1 == 1

@@ -1,7 +1,5 @@
-"""What the speed records for CIFAR-10 do, for `experiment=fast`: tried, and not taken (RESULTS.md, Experiments).
-
-PYTHONPATH=tests python train.py experiment=fast data.val_size=10000 model._target_=tricks.Cropped
-"""
+"""What the speed records for CIFAR-10 do, for `experiment=fast`: tried, and not taken. RESULTS.md, Experiments, has the
+commands, which find this file by `PYTHONPATH=tests`."""
 
 from typing import Any
 

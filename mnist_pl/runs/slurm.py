@@ -2,7 +2,8 @@
 
 Buys: `hydra/launcher=slurm`, and scripts for `sbatch` that outlive their time limit without a word about it.
 A script is covered from train.py's first line on: in the 20 ms that Python takes before, a signal ends it for good.
-Without it: delete conf/hydra/launcher/slurm.yaml, and the lines that name this module in train.py and claim.py.
+Without it: delete conf/hydra/launcher/slurm.yaml, the lines that name this module in train.py and claim.py, and there
+`once_arranged`, else signals stay blocked in a job.
 """
 
 import json
