@@ -245,7 +245,7 @@ def test_checkpoints_within_an_epoch(run: Run, train_here: Train, tmp_path: Path
 def test_a_run_that_is_killed_at_random_moments_is_resumed(
     tmp_path: Path, whole: Whole, record_property: Callable[[str, Any], None]
 ) -> None:
-    words = ["trainer.max_epochs=5", "callbacks.last.every_n_train_steps=15"]
+    words = ["trainer.max_epochs=8", "callbacks.last.every_n_train_steps=15"]
     random, kills, wanted = Random(1), 0, int(os.environ.get("KILLS", "3"))
     while kills < wanted:
         folder = tmp_path / str(kills)

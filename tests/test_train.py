@@ -249,12 +249,12 @@ def images(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 )
 def test_a_preset_gives_the_same_bits(train_here: Train, images: list[str], preset: str, tmp_path: Path) -> None:
     """However often it is scored meanwhile."""
-    words = [f"experiment={preset}", *images, *BARE, "trainer.max_epochs=1", "trainer.limit_train_batches=10"]
+    words = [f"experiment={preset}", *images, *BARE, "trainer.max_epochs=1", "trainer.limit_train_batches=40"]
     scored = {"one": ["num_sanity_val_steps=1", "limit_val_batches=2"], "two": ["limit_val_batches=0"]}
     for name, settings in scored.items():
         train_here(*words, *(f"trainer.{word}" for word in settings), "trainer.limit_test_batches=2", folder=name)
     one, two = (checkpoint.read(tmp_path / name / "checkpoints" / "last.ckpt") for name in scored)
-    assert one["global_step"] == two["global_step"] == (10 if HAS_MNIST else one["global_step"])
+    assert one["global_step"] == two["global_step"] == (40 if HAS_MNIST else one["global_step"])
     assert all(torch.equal(weights, two["state_dict"][name]) for name, weights in one["state_dict"].items())
     facts = summary(tmp_path / "one")
     assert facts["experiment"] == preset and facts["parameters"] == PRESETS[preset][0]
