@@ -66,7 +66,7 @@ def main(cfg: DictConfig) -> float | None:
         check_same_data(data.dataset)
         check_test_batches(trainer, data)
         if cfg.data.get("dataset") not in (None, data.dataset):  # the fallback
-            cfg.data.dataset = data.dataset
+            cfg.data.dataset, cfg.data.val_size = data.dataset, data.hparams["val_size"]
         if trainer.is_global_zero:
             if cfg.resume is not None:
                 log.info("resumes %s, with %s", short_path(cfg.resume), ", ".join(changed) or "nothing changed")

@@ -130,6 +130,8 @@ def test_a_data_set_that_hands_out_the_same_tensors_twice_is_split_the_same(monk
         module.setup("fit")
     assert torch.equal(modules[0].splits["val"][1], modules[1].splits["val"][1])
     assert torch.equal(tensors[0][1], torch.arange(200))
+    with pytest.raises(ValueError, match=r"data.val_size=200: mine has 200 training images; hold out fewer"):
+        MNISTDataModule("mine", val_size=200).setup("fit")
 
 
 @pytest.mark.parametrize(("val_size", "images"), [(None, 125), (0, 0), (200, 200)])
@@ -146,5 +148,8 @@ def test_without_mnist_the_fallback_is_another_data_set(tmp_path: Path, caplog: 
     module.setup("fit")
     assert module.dataset == "digits" and len(module.splits["train"][1]) == 1497 - 125
     assert "training on scikit-learn's 1,797 embedded digits instead" in caplog.text
+    module = MNISTDataModule(data_dir=str(tmp_path), fallback="digits", mirrors=[], val_size=10_000)
+    module.setup("fit")
+    assert len(module.splits["val"][1]) == 250 == module.hparams["val_size"], "the same share, and known to a resume"
     with pytest.raises(FileNotFoundError, match="data.mirrors is empty"):
         MNISTDataModule(data_dir=str(tmp_path), mirrors=[]).prepare_data()

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Run, Train, Whole, one_line, start
+from conftest import ComposeRun, Run, Train, Whole, one_line, start
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mnist_pl.engine.checkpoints import STOPPING, DurableIO
+from mnist_pl.engine.checkpoints import STOPPING, DurableIO, Last
 from mnist_pl.figures.plots import rows
 from mnist_pl.reading import checkpoint
 from mnist_pl.runs.sweep import choice
@@ -482,6 +482,12 @@ def test_a_checkpoint_callback_of_lightnings_writes_beside_ours(train_here: Trai
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["epochs"] == 2
 
 
+def test_what_ends_the_process_at_a_signal_comes_last(compose_run: ComposeRun) -> None:
+    words = ["data=digits", "callbacks=minimal", "+callbacks.own={_target_: lightning.pytorch.callbacks.ModelCheckpoint}"]
+    *_, trainer = compose_run(words)
+    assert isinstance(trainer.callbacks[-1], Last)
+
+
 @pytest.mark.parametrize(
     "left_out", ["record", *(pytest.param(name, marks=pytest.mark.long) for name in ("progress", "nan", "best"))]
 )
@@ -491,4 +497,6 @@ def test_a_run_is_resumed_without_one_of_the_callbacks(train_here: Train, tmp_pa
     train_here("resume=run", "trainer.max_epochs=2")
     assert checkpoint.read(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 2 * 41
     assert choice(tmp_path / "run").endswith("trainer.max_epochs=2 callbacks." + left_out + "=null")
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["test/acc"] > 0.3
+    facts = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert facts["test/acc"] > 0.3 and (facts["val/acc"] is None) == (left_out == "best")
+    assert (facts["train_seconds"] is None) == (left_out == "record")

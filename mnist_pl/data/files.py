@@ -68,7 +68,7 @@ def locate(dataset: str, data_dir: str | os.PathLike[str] | None = None) -> tupl
 
 def _sums(dataset: str) -> list[tuple[str, str, str | None]]:
     """Of each of the four files: the .gz file's name, its MD5, and that of what it holds, where known."""
-    resources = SOURCES[dataset].resources
+    resources = vars(SOURCES[dataset])["resources"]  # not what it inherits: EMNIST would be read from MNIST's files
     extracted = EXTRACTED.get(dataset, [None] * len(resources))
     return [(name, md5, inner) for (name, md5), inner in zip(resources, extracted, strict=True)]
 

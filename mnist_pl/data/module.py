@@ -94,6 +94,7 @@ class MNISTDataModule(LightningDataModule):
             )
         self.save_hyperparameters()
         self.augment = instantiate({"_target_": AUGMENT, **augment}) if augment else None
+        self.fell_back = False  # to the embedded digits
         self.splits: dict[str, Split] = {}  # "train", "val", "test"
         self.made: list[Split] = []  # what is added to "train" in training
 
@@ -113,6 +114,7 @@ class MNISTDataModule(LightningDataModule):
             log.warning("WARNING: training on scikit-learn's 1,797 embedded digits instead: %s", error)
 
     def setup(self, stage: str) -> None:
+        """Raises ValueError where the data set has no more images than `val_size`."""
         if not self.splits:
             self._read_and_split()
         if stage == "fit" and not self.made:
@@ -122,9 +124,16 @@ class MNISTDataModule(LightningDataModule):
 
     def _read_and_split(self) -> None:
         train, test = self._read()
-        val_size = self.hparams["val_size"]
-        if val_size is None or val_size >= len(train[1]):  # after a fallback: the same share of a smaller set
-            val_size = round(len(train[1]) * (5000 if val_size is None else val_size) / 60_000)
+        val_size, count = self.hparams["val_size"], len(train[1])
+        if val_size is None:
+            val_size = round(count / 12)
+        elif val_size >= count and self.fell_back:  # the same share of the smaller set
+            self.hparams["val_size"] = val_size = round(count * val_size / 60_000)
+        if val_size >= count:
+            raise ValueError(
+                f"data.val_size={val_size}: {self.dataset} has {count:,} training images; hold out fewer, or say null "
+                "for a twelfth of them"
+            )
         kept, held_out = _hold_out(train, val_size)
         self.splits = {"train": kept, "val": test if self.hparams["validate_on_test"] else held_out, "test": test}
 
@@ -135,7 +144,7 @@ class MNISTDataModule(LightningDataModule):
                 return read(self.dataset, folder)
             if self.hparams["fallback"] is None or not isinstance(problem, FileNotFoundError):
                 raise problem
-            self.hparams["dataset"] = DIGITS
+            self.hparams["dataset"], self.fell_back = DIGITS, True
         train, test = EMBEDDED[self.dataset]()
         return (train[0].clone(), train[1].clone()), test  # the function may hand out the same tensors again
 

@@ -1,7 +1,8 @@
-"""What Lightning is taught beyond its documentation: one plug-in a file, each can be taken away.
+"""What Lightning is taught beyond its documentation: one plug-in per file. To live without one, delete the line that it
+names; its file can go once nothing imports it.
 
-This wing alone touches names that Lightning, PyTorch and torchmetrics do not document. A test looks whether they are
-still there, from a Trainer in its training, whenever one of the three is newer.
+This wing alone touches private names of Lightning, PyTorch and torchmetrics. A test looks whether they are still there,
+from a Trainer in its training, whenever one of the three is newer.
 """
 
 PRIVATE = {  # from a Trainer: where it is used, and why

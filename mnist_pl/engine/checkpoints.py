@@ -4,6 +4,7 @@ Buys: a killed, stopped or starved run has a whole checkpoint to resume from, fo
 Without it: delete `plugins.append(DurableIO())` in runs/build.py.
 Without it: delete `best: ` in conf/callbacks/minimal.yaml.
 Without it: delete `last: ` in conf/callbacks/minimal.yaml.
+(conf/experiment/robust.yaml sets what `best` monitors: without it, there too.)
 """
 
 import io
@@ -22,6 +23,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
+from mnist_pl.engine.record import COURSE
 from mnist_pl.signals import STOPPING, advice, end_at_once_next_time
 from mnist_pl.storage import remove_parts, short_path, write
 
@@ -38,12 +40,16 @@ class DurableIO(TorchCheckpointIO):
 
 
 class Best(ModelCheckpoint):
-    """`best.ckpt`: the weights of the best validation score; with `monitor` None, the last epoch's."""
+    """`best.ckpt`: the weights of the best validation score; with `monitor` None, the last epoch's.
+
+    Every checkpoint gets the newest scores, as `metrics`.
+    """
 
     continued: Path | None = None  # the checkpoint that is resumed from
 
     def __init__(self, dirpath: str, monitor: str | None = "val/acc", mode: str = "max") -> None:
         super().__init__(dirpath, filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
+        self._scores: dict[str, float] = {}  # before the checkpoint that was resumed from
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -60,6 +66,14 @@ class Best(ModelCheckpoint):
             self.best_model_path = str(Path(str(self.dirpath), "best.ckpt"))
             trainer.save_checkpoint(self.best_model_path)
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        scores = {name: float(value) for name, value in trainer.callback_metrics.items() if name not in COURSE}
+        checkpoint["metrics"] = {**self._scores, **scores}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._scores = checkpoint.get("metrics", {})
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """A run that continues another in a folder of its own takes the other's best along, until it does better."""
         if self.continued is None or self.dirpath is None or state_dict["monitor"] != self.monitor:
@@ -68,7 +82,7 @@ class Best(ModelCheckpoint):
         if not theirs.is_file():
             return
         # Its own score: a killed run may have written it after the checkpoint that is resumed from.
-        metrics = torch.load(theirs, map_location="cpu", weights_only=True).get("metrics")  # of Record
+        metrics = torch.load(theirs, map_location="cpu", weights_only=True).get("metrics")
         score = state_dict["best_model_score"] if metrics is None else metrics.get(self.monitor)
         if self.monitor is not None:
             if score is None:  # written before the first validation

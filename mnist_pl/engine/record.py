@@ -36,7 +36,6 @@ class Record(Callback):
         self._epoch_seconds, self._epoch_images = 0.0, 0  # of an epoch that is resumed in its middle
         self._started = self._epoch_started = perf_counter()
         self._images_before = 0
-        self._scores: dict[str, float] = {}  # the newest of each, before the checkpoint that was resumed from
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         now = perf_counter()
@@ -110,13 +109,10 @@ class Record(Callback):
         if epochs.processed > epochs.completed:  # at the end of an epoch: what Lightning is about to hand the loggers
             row = {name: value for name, value in trainer.callback_metrics.items() if not name.startswith(EVALUATED)}
             checkpoint["epoch_row"] = {name: float(value) for name, value in row.items()}
-        scores = {name: value for name, value in trainer.callback_metrics.items() if name not in COURSE}
-        checkpoint["metrics"] = {**self._scores, **{name: float(value) for name, value in scores.items()}}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != TrainerFn.FITTING and self.images_seen:  # the best one is to be tested
             return
-        self._scores = checkpoint.get("metrics", {})
         self.images_seen = checkpoint.get("images_seen", 0)
         self.train_seconds = checkpoint.get("train_seconds", 0.0)
         old = checkpoint.get("training", {})  # where version 0.1 kept it

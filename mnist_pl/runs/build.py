@@ -231,7 +231,7 @@ def _make_trainer(cfg: DictConfig, data: "MNISTDataModule", model: "DigitClassif
     from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, ProgressBar
     from lightning.pytorch.loggers import Logger
 
-    from mnist_pl.engine.checkpoints import Best, DurableIO
+    from mnist_pl.engine.checkpoints import Best, DurableIO, Last
     from mnist_pl.engine.joint import JointMean
     from mnist_pl.engine.strategy import FastSingleDevice
 
@@ -282,6 +282,7 @@ def _make_trainer(cfg: DictConfig, data: "MNISTDataModule", model: "DigitClassif
     _check_monitors({"scheduler": cfg.scheduler, **callbacks}, model, settings["limit_val_batches"] != 0)
     observers: dict[str, Any] = {"callbacks": list(callbacks.values()), "logger": list(loggers.values()) or False}
     observers["callbacks"].append(JointMean())
+    observers["callbacks"].sort(key=lambda callback: isinstance(callback, Last))  # it may end the process: others first
     environment = environment_here()
 
     def make(settings: dict[str, Any]) -> Any:

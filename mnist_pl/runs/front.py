@@ -131,7 +131,7 @@ def _run(job: Job) -> Run:
         round((1 - facts["test/acc"]) * images),
         facts["test/loss"],
         facts.get("test/calibration_error"),
-        facts["train_seconds"] or sum(member.facts["train_seconds"] for member in members),
+        facts["train_seconds"] or sum(member.facts["train_seconds"] or 0 for member in members),
         None,
         facts["parameters"],
         _operations(job),

@@ -103,15 +103,15 @@ def best_checkpoint(trainer: Trainer) -> Path | None:
 
 
 def course(trainer: Trainer) -> dict[str, Any]:
-    """Of the training, with that before a checkpoint that it was resumed from; no speed where none was recorded."""
+    """Of the training, with that before a checkpoint that it was resumed from; without Record, no time."""
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
     record = next((callback for callback in callbacks if isinstance(callback, Record)), None)
-    seconds, images = (record.train_seconds, record.images_seen) if record is not None else (0.0, 0)
+    seconds, images = (record.train_seconds, record.images_seen) if record is not None else (None, 0)
     batches, all_batches = trainer.fit_loop.batch_idx + 1, trainer.num_training_batches
     return {
         "epochs": trainer.current_epoch - (0 < batches < all_batches),  # whole ones
         "steps": trainer.global_step,
-        "train_seconds": round(seconds, 3),
+        "train_seconds": None if seconds is None else round(seconds, 3),
         "images_per_second": round(images / seconds, 1) if seconds and images else None,
         "ended_by": _ended_by(trainer),
     }
@@ -156,7 +156,7 @@ def table(summary: dict[str, Any], trainer: Trainer) -> str:
         runs = where if first in ((), ("..",), (Path(where).anchor,)) else first[0]
         more["look"] = "tensorboard --logdir " + in_shell(re.sub("^(?=[-~])", "./", runs))
     if tested := summary.get("members") or summary["best_checkpoint"]:
-        tested = where if summary["train_seconds"] else tested
+        tested = tested if summary["train_seconds"] == 0 else where
         kind = type(trainer.lightning_module)
         own = "" if is_known(kind) else f" model._target_={class_path(kind)}"
         more["predict"] = f"python predict.py {as_word('ckpt_path', tested)}{own}"

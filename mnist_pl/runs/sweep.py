@@ -153,7 +153,7 @@ def job_line(folder: Path, number: int, run: Path) -> str | None:
     for name in ("val", "test"):
         if job.facts.get(f"{name}/acc") is not None:
             parts.append(f"{name} {job.facts[f'{name}/acc']:.2%}")
-    if "train_seconds" in job.facts:
+    if job.facts.get("train_seconds") is not None:
         parts.append(f"{job.facts['train_seconds']:.1f} s")
     now = sum(path.stat().st_mtime >= began for path in ended)
     left = len(choices) - len(ended)
