@@ -23,7 +23,7 @@ MUNGE = ("key-file", "socket", "pid-file", "log-file", "seed-file")
 class Slow(Callback):
     """A training that lasts, for something to happen to it; how long is not among its settings."""
 
-    every_n_steps = None
+    hooks_every_n_steps = None
 
     def on_train_batch_end(self, *_: object, **__: object) -> None:
         time.sleep(float(os.environ.get("SECONDS_A_ROUND", 0)))

@@ -35,7 +35,7 @@ SCORES = ("val/loss", "val/acc", "test/loss", "test/acc")
 class Strike(Callback):
     """At a hook, in one of the processes: a signal, an error or an end; the others go on."""
 
-    every_n_steps = None
+    hooks_every_n_steps = None
 
     def __init__(self, hook: str, rank: int, what: str, step: int = 0, sanity: bool = False) -> None:
         self.left, self.rank, self.what, self.step, self.sanity = True, rank, what, step, sanity

@@ -1,13 +1,16 @@
 """Each plug-in of the engine can be taken away, and nothing but speed, records and safety is lost."""
 
 import ast
+import random
 import re
 import shutil
+import signal
 import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -22,7 +25,9 @@ from torch.nn import functional as F
 
 from mnist_pl import engine
 from mnist_pl.data import Batches, MNISTDataModule
+from mnist_pl.engine.checkpoints import Best, DurableIO, Last
 from mnist_pl.engine.record import Record
+from mnist_pl.engine.resume import ExactResume
 from mnist_pl.engine.strategy import FastSingleDevice
 from mnist_pl.figures.plots import rows
 from mnist_pl.models import CNN, MLP
@@ -238,3 +243,158 @@ def test_private_names_of_others_are_used_in_the_engine_alone() -> None:
                 if not of_its_own and not public:
                     where = f"{path.relative_to(ROOT)}:{node.lineno}: {node.attr}"
                     assert path.parent.name == "engine" and node.attr in listed, where
+
+
+class Peek(Callback):
+    """Looks at the loaders' first batches, at each batch."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.seen += batch[0].sum((1, 2, 3)).tolist()
+        next(iter(trainer.train_dataloader))  # type: ignore[call-overload]
+        next(iter(trainer.val_dataloaders))  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_who_looks_at_a_loader_takes_nothing_away(tmp_path: Path, fast: bool) -> None:
+    peek, data = Peek(), MNISTDataModule("digits")
+    plain(tmp_path, peek, max_epochs=1, strategy=FastSingleDevice() if fast else "auto").fit(MLP(hidden=[5]), data)
+    images, _ = data.splits["train"]
+    expected = (images.float() / 255).sum((1, 2))
+    assert torch.allclose(torch.tensor(sorted(peek.seen)), expected.sort().values)
+    loader = data.val_dataloader()
+    assert [one[1].tolist() for one, _ in zip(loader, loader, strict=True)] == [labels.tolist() for _, labels in loader]
+
+
+class EachBatch(Callback):
+    """With an attribute that many such classes have."""
+
+    every_n_steps = 5
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.calls += 1
+
+
+class EachBatchToo(Record):
+    calls = 0
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.calls += 1
+
+
+class AndKeeps(ModelCheckpoint):
+    calls = 0
+
+    def on_train_batch_end(self, *args: Any, **more: Any) -> None:
+        self.calls += 1
+        super().on_train_batch_end(*args, **more)
+
+
+@pytest.mark.parametrize("kind", [EachBatch, EachBatchToo, AndKeeps])
+def test_hooks_of_ones_own_are_called_at_each_batch(tmp_path: Path, kind: Any) -> None:
+    callback = kind()
+    trainer = plain(tmp_path, callback, strategy=FastSingleDevice(), max_epochs=1, enable_checkpointing=True)
+    trainer.fit(MLP(hidden=[5]), MNISTDataModule("digits"))
+    assert callback.calls == trainer.global_step == 22
+
+
+def test_lightnings_checkpoints_are_named_by_their_own_step(tmp_path: Path) -> None:
+    keeper = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=7, save_top_k=-1)
+    trainer = plain(tmp_path, Record(), keeper, strategy=FastSingleDevice(), enable_checkpointing=True)
+    trainer.fit(MLP(hidden=[5]), MNISTDataModule("digits"))
+    names = {f"epoch={(step - 1) // 22}-step={step}.ckpt" for step in range(7, 45, 7)}
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == names
+
+
+class OwnRates(MLP):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(
+            [{"params": self.net[1].parameters(), "lr": 0.1}, {"params": self.net[3].parameters()}], lr=0.02
+        )
+
+
+def resume_plainly(folder: Path, make: Any, *callbacks: Any, again: Any = None) -> tuple[Trainer, Trainer]:
+    """An epoch, and one more from its checkpoint by another Trainer; `again` are its settings of `make`."""
+    first = plain(folder, *(kind() for kind in callbacks), max_epochs=1)
+    first.fit(*make())
+    first.save_checkpoint(folder / "one.ckpt")
+    second = plain(folder, *(kind() for kind in callbacks), max_epochs=2)
+    second.fit(*(again or make)(), ckpt_path=folder / "one.ckpt", weights_only=True)
+    return first, second
+
+
+def test_rates_of_ones_own_stay_when_a_run_is_resumed(tmp_path: Path) -> None:
+    _, second = resume_plainly(tmp_path, lambda: (OwnRates(hidden=[5]), MNISTDataModule("digits")), ExactResume)
+    assert [group["lr"] for group in second.optimizers[0].param_groups] == [0.1, 0.02]
+
+
+@pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`")
+def test_a_schedule_stays_when_a_run_of_a_plain_loader_is_resumed_with_the_data_module(tmp_path: Path) -> None:
+    slower = {"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": 10, "gamma": 0.5, "interval": "step"}
+    data = MNISTDataModule("digits")
+
+    def make() -> Any:
+        return MLP(hidden=[5], optimizer=SGD, scheduler=slower), data.train_dataloader()
+
+    def again() -> Any:
+        return MLP(hidden=[5], optimizer=SGD, scheduler=slower), MNISTDataModule("digits")
+
+    _, second = resume_plainly(tmp_path, make, ExactResume, again=again)
+    assert second.optimizers[0].param_groups[0]["lr"] == 0.1 * 0.5**4
+
+
+@pytest.mark.filterwarnings("ignore:.*exists and is not empty")
+def test_best_keeps_its_best_in_anybodys_trainer(tmp_path: Path) -> None:
+    def fit(epochs: int, **more: Any) -> float:
+        best = Best(str(tmp_path / "kept"))
+        trainer = plain(tmp_path, best, ExactResume(), max_epochs=epochs, enable_checkpointing=True)
+        trainer.fit(MLP(hidden=[20], optimizer={**SGD, "lr": more.pop("lr")}), MNISTDataModule("digits"), **more)
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+        return float(best.best_model_score or 0)
+
+    before = fit(2, lr=0.1)
+    worse = {"lr": 1e4, "ckpt_path": tmp_path / "last.ckpt", "weights_only": True}
+    assert fit(3, **worse) == before > 0.5
+    kept = torch.load(tmp_path / "kept" / "best.ckpt", weights_only=True)
+    assert kept["metrics"]["val/acc"] == before
+
+
+def test_signals_are_handed_back_after_an_error(tmp_path: Path) -> None:
+    class Fails(MLP):
+        def on_train_epoch_end(self) -> None:
+            raise RuntimeError("in the middle")
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        plain(tmp_path, Last(str(tmp_path)), enable_checkpointing=True).fit(Fails(), MNISTDataModule("digits"))
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_other_file_systems_are_lightnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    DurableIO().save_checkpoint({"one": 1}, "memory://kept/one.ckpt")
+    assert DurableIO().load_checkpoint("memory://kept/one.ckpt") == {"one": 1} and not list(tmp_path.iterdir())
+
+
+class Noise:
+    """An augmentation that draws from Python's and numpy's random numbers."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images * random.uniform(0.5, 1) + 0.1 * torch.from_numpy(np.random.rand(*images.shape)).float()
+
+
+def test_random_numbers_of_others_are_resumed(tmp_path: Path) -> None:
+    def make() -> Any:
+        return MLP(hidden=[5]), MNISTDataModule("digits", augment={"_target_": f"{__name__}.Noise"})
+
+    seed_everything(1)
+    unbroken, data = make()
+    plain(tmp_path, max_epochs=2).fit(unbroken, data)
+    seed_everything(1)
+    _, second = resume_plainly(tmp_path, make, ExactResume)
+    assert torch.equal(weights(unbroken), weights(second.lightning_module))

@@ -290,3 +290,83 @@ def test_train_py_with_what_lightning_has(run: Run, words: list[str], tmp_path: 
     ended = run("train.py", *usual, *words)
     assert ended.code == 0 and "Traceback" not in ended.err, ended.err
     assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_several_loaders_are_scored_together(tmp_path: Path, digits: MNISTDataModule) -> None:
+    model = MLP(hidden=[20])
+    trainer = plain(tmp_path)
+    digits.setup("fit")
+    both = [digits.val_dataloader(), digits.test_dataloader()]
+    trainer.fit(model, digits.train_dataloader(), both)
+    joint = trainer.validate(model, both, verbose=False)[0]["val/acc"]
+    each = [trainer.test(model, loader, verbose=False)[0]["test/acc"] for loader in both]
+    counts = [len(loader.labels) for loader in both]
+    assert joint * sum(counts) == pytest.approx(sum(acc * count for acc, count in zip(each, counts, strict=True)))
+    assert [len(part) for part in trainer.predict(model, both)] == [len(loader) for loader in both]
+
+
+class OwnStep(MLP):
+    """A newcomer's, which logs by itself and knows no `train_scores`."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+        self.log("my_loss", loss)
+        return loss
+
+
+def test_what_a_step_of_ones_own_does_not_score_is_not_logged(tmp_path: Path, digits: MNISTDataModule) -> None:
+    trainer = plain(tmp_path)
+    trainer.fit(OwnStep(hidden=[20]), digits)
+    assert set(trainer.callback_metrics) == {"my_loss", "val/loss", "val/acc"}
+
+
+def test_a_data_module_without_a_trainer() -> None:
+    digits = MNISTDataModule(dataset="digits", nondigits=10)
+    assert sum(len(labels) for _, labels in digits.train_dataloader()) == 1497 - 125 + 10
+    digits = MNISTDataModule(dataset="digits")
+    digits.setup()
+    assert len(digits.splits["test"][1]) == 300
+
+
+STEPS = {"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": 1, "interval": "epoch"}
+
+
+def test_a_schedule_without_a_length_needs_no_trainer() -> None:
+    made = MLP(scheduler=STEPS).configure_optimizers()
+    assert type(made["lr_scheduler"]["scheduler"]).__name__ == "StepLR"
+
+
+def test_lightnings_own_checkpoint_within_an_epoch(tmp_path: Path, digits: MNISTDataModule) -> None:
+    """Continued by a plain Trainer, with a schedule: the rest of the epoch."""
+    seed_everything(1)
+    unbroken = MLP(hidden=[20], scheduler=STEPS)
+    keeper = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=30, save_top_k=-1)
+    plain(tmp_path, keeper, max_epochs=2, enable_checkpointing=True).fit(unbroken, digits)
+    resumed = MLP(hidden=[20], scheduler=STEPS)
+    path = tmp_path / "step=30.ckpt"
+    plain(tmp_path, max_epochs=2).fit(resumed, MNISTDataModule("digits"), ckpt_path=path, weights_only=True)
+    assert torch.equal(weights(unbroken), weights(resumed))
+
+
+class Twice(torch.optim.SGD):
+    """Asks for the loss at a second place, as sharpness-aware minimisation does."""
+
+    def step(self, closure: Any = None) -> Any:
+        assert closure is not None, "needs a closure"
+        closure()
+        super().step()
+        return closure()
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_an_optimizer_that_asks_for_the_loss_again(tmp_path: Path, digits: MNISTDataModule, fast: bool) -> None:
+    model = MLP(hidden=[20], optimizer={"_target_": f"{__name__}.Twice", "lr": 0.1})
+    trainer = plain(tmp_path, strategy=FastSingleDevice() if fast else "auto")
+    trainer.fit(model, digits)
+    assert trainer.callback_metrics["val/acc"] > 0.5
+
+
+def test_a_validation_by_the_clock(tmp_path: Path, digits: MNISTDataModule) -> None:
+    trainer = plain(tmp_path, strategy=FastSingleDevice(), val_check_interval="00:00:01:00")
+    trainer.fit(MLP(hidden=[20]), digits)
+    assert trainer.global_step == 22

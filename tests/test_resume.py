@@ -49,7 +49,7 @@ def same(one: Any, other: Any, where: str = "") -> None:
 class Stop(Callback):
     """Sends its own process a signal at a known moment, before the callbacks that write checkpoints are called."""
 
-    every_n_steps = None
+    hooks_every_n_steps = None
 
     def __init__(self) -> None:
         hook, step, number = os.environ["STOP"].split()
@@ -483,7 +483,11 @@ def test_a_checkpoint_callback_of_lightnings_writes_beside_ours(train_here: Trai
 
 
 def test_what_ends_the_process_at_a_signal_comes_last(compose_run: ComposeRun) -> None:
-    words = ["data=digits", "callbacks=minimal", "+callbacks.own={_target_: lightning.pytorch.callbacks.ModelCheckpoint}"]
+    words = [
+        "data=digits",
+        "callbacks=minimal",
+        "+callbacks.own={_target_: lightning.pytorch.callbacks.ModelCheckpoint}",
+    ]
     *_, trainer = compose_run(words)
     assert isinstance(trainer.callbacks[-1], Last)
 

@@ -30,12 +30,12 @@ SMALL += ["callbacks=minimal", "logger=csv", "data.augment={shift: 1}"]
 class StopAt(Callback):
     """At a batch, or a validation: a signal to its own process, or what max_time and EarlyStopping do."""
 
-    every_n_steps = None
+    hooks_every_n_steps = None
 
     def __init__(self, step: int, how: str, hook: str, each: bool = False) -> None:
         self.step, self.how, self.left = step, how, True
         if each:
-            self.every_n_steps = 1  # type: ignore[assignment]
+            self.hooks_every_n_steps = 1  # type: ignore[assignment]
         setattr(self, hook, self.stop)
 
     def stop(self, trainer: Trainer, *_: Any, **__: Any) -> None:
@@ -122,7 +122,7 @@ def test_the_last_line_names_what_ended_a_run(run: Run, limit: str, said: str, t
 class SignalIn(Callback):
     """Sends its own process a signal when a hook is called, and then a second."""
 
-    every_n_steps = None
+    hooks_every_n_steps = None
 
     def __init__(self, hook: str, number: int) -> None:
         setattr(self, hook, lambda *_, **__: os.kill(os.getpid(), number))

@@ -17,7 +17,7 @@ class Whiten(Callback):
     """The first layer's filters are the directions of most variance of the training images' patches, whitened, and
     the same with the sign turned; they stay as they are where `frozen`."""
 
-    every_n_steps = None
+    hooks_every_n_steps = None
 
     def __init__(self, frozen: bool = True) -> None:
         self.frozen = frozen

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.distributed
 from torch import Tensor
 from torch.utils.data import Sampler, SequentialSampler
 
@@ -42,6 +43,7 @@ class Batches:
     Of several processes each takes every `world_size`-th image of the order: together they see each image once, and in
     the same batches as one process with the joint batch size. All take as many batches. The last of these are of sizes
     that differ by one at the most; where there are fewer images than processes left for it, they join the one before.
+    `rank` and `world_size` are PyTorch's where they are not given, of the moment: a loader may be older than they.
     """
 
     batch_sampler = None  # Lightning asks whoever has a `sampler`
@@ -52,17 +54,28 @@ class Batches:
         batch_size: int,
         seed: int | None = None,
         augment: Callable[[Tensor], Tensor] | None = None,
-        rank: int = 0,
-        world_size: int = 1,
+        rank: int | None = None,
+        world_size: int | None = None,
     ) -> None:
         self.images, self.labels = split
-        self.batch_size, self.augment, self.rank, self.world_size = batch_size, augment, rank, world_size
+        self.batch_size, self.augment, self._rank, self._world_size = batch_size, augment, rank, world_size
         count = len(self.labels)
         self.sampler: Any = SequentialSampler(self.labels) if seed is None else EpochSampler(count, seed)
-        self.share = count // world_size + (rank < count % world_size)  # images of this process
-        self.least = count // world_size or self.share  # of any process; in an evaluation, some may have none
         self.done = self.skip = 0  # of the share, in this epoch: handed out; handed out before a resume
         self.weight = 1.0  # of the newest batch's mean in the mean over the processes, so that each image counts alike
+
+    @property
+    def rank(self) -> int:
+        return rank_and_world_size()[0] if self._rank is None else self._rank
+
+    @property
+    def world_size(self) -> int:
+        return rank_and_world_size()[1] if self._world_size is None else self._world_size
+
+    @property
+    def least(self) -> int:
+        """Images of any process; in an evaluation, some may have none."""
+        return len(self.labels) // self.world_size or int(self.rank < len(self.labels))
 
     def to(self, device: torch.device) -> None:
         """Keeps the images there, so that no batch has to be moved."""
@@ -86,16 +99,23 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         shuffled = isinstance(self.sampler, EpochSampler)
         order = self.sampler.order() if shuffled else torch.arange(len(self.labels))
-        order = order[self.rank :: self.world_size].to(self.labels.device)
-        self.done, self.skip = self.skip, 0
-        while self.done < self.least:
-            is_last = self.done + self.batch_size >= self.least
-            chosen = order[self.done :] if is_last else order[self.done : self.done + self.batch_size]
-            left = len(self.labels) - self.done * self.world_size  # of all processes
-            self.weight = len(chosen) * self.world_size / left if is_last else 1.0
-            self.done += len(chosen)
+        rank, world_size, least = self.rank, self.world_size, self.least
+        order = order[rank::world_size].to(self.labels.device)
+        done, self.skip = self.skip, 0  # `done` is this iterator's: whoever looks at a batch has one of their own
+        while done < least:
+            is_last = done + self.batch_size >= least
+            chosen = order[done:] if is_last else order[done : done + self.batch_size]
+            left = len(self.labels) - done * world_size  # of all processes
+            done += len(chosen)
+            self.done, self.weight = done, len(chosen) * world_size / left if is_last else 1.0
             images = to_float(self.images[chosen])
             yield images if self.augment is None else self.augment(images), self.labels[chosen]
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
 
 
 def to_float(images: Tensor) -> Tensor:  # (B, 28, 28) uint8 -> (B, 1, 28, 28) float in [0, 1]

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed
 from hydra.utils import instantiate
 from lightning import LightningDataModule
 
-from mnist_pl.data.batches import Batches
+from mnist_pl.data.batches import Batches, rank_and_world_size
 from mnist_pl.data.digits import embedded_digits
 from mnist_pl.data.files import SOURCES, Split, fetch, locate, read
 from mnist_pl.data.nondigits import nondigits as make_nondigits
@@ -113,11 +112,11 @@ class MNISTDataModule(LightningDataModule):
                 raise
             log.warning("WARNING: training on scikit-learn's 1,797 embedded digits instead: %s", error)
 
-    def setup(self, stage: str) -> None:
-        """Raises ValueError where the data set has no more images than `val_size`."""
+    def setup(self, stage: str | None = None) -> None:
+        """For the `stage`; None: for all. Raises ValueError where the data set has no more images than `val_size`."""
         if not self.splits:
             self._read_and_split()
-        if stage == "fit" and not self.made:
+        if stage in ("fit", None) and not self.made:
             train, digits, others = self.splits["train"], self.hparams["drawn_digits"], self.hparams["nondigits"]
             self.made += [draw_digits(digits)] if digits else []
             self.made += [(make_nondigits(others, train), torch.full((others,), NO_DIGIT))] if others else []
@@ -154,34 +153,31 @@ class MNISTDataModule(LightningDataModule):
         return self.hparams["val_size"] != 0 and not self.hparams["validate_on_test"]
 
     def train_dataloader(self) -> Batches:
+        self.setup("fit")  # a Trainer has called it; who has none may not have
         overfit = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         seed = None if overfit else self.hparams["seed"]
-        rank, world_size = _rank_and_world_size()
+        _, world_size = rank_and_world_size()
         if len(self.splits["train"][1]) < world_size:
             raise ValueError(f"{len(self.splits['train'][1])} training images are too few for {world_size} processes")
         images, labels = (torch.cat(parts) for parts in zip(self.splits["train"], *self.made, strict=True))
-        return Batches((images, labels), self.hparams["batch_size"], seed, self.augment, rank, world_size)
+        return Batches((images, labels), self.hparams["batch_size"], seed, self.augment)
 
     def val_dataloader(self) -> Batches | list[Batches]:
+        self.setup("validate")
         return self._evaluation("val") if len(self.splits["val"][1]) else []
 
     def test_dataloader(self) -> Batches:
+        self.setup("test")
         return self._evaluation("test")
 
     def predict_dataloader(self) -> Batches:
         return self.test_dataloader()
 
     def _evaluation(self, name: str) -> Batches:
-        rank, world_size = _rank_and_world_size()
+        _, world_size = rank_and_world_size()
         share = len(self.splits[name][1]) // world_size
         size = max(1, min(EVALUATION_BATCH, share // FEWEST_BATCHES))
-        return Batches(self.splits[name], size, rank=rank, world_size=world_size)
-
-
-def _rank_and_world_size() -> tuple[int, int]:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
+        return Batches(self.splits[name], size)
 
 
 def _hold_out(split: Split, count: int) -> tuple[Split, Split]:

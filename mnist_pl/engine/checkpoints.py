@@ -1,7 +1,7 @@
 """Which checkpoints a run keeps, and how they are written: best.ckpt, last.ckpt, each whole whatever happens.
 
 Buys: a killed, stopped or starved run has a whole checkpoint to resume from, for 0.1 % of an epoch.
-Without it: delete `plugins.append(DurableIO())` in runs/build.py.
+Without it: delete `plugins += [DurableIO()]` in runs/build.py.
 Without it: delete `best: ` in conf/callbacks/minimal.yaml.
 Without it: delete `last: ` in conf/callbacks/minimal.yaml.
 (conf/experiment/robust.yaml sets what `best` monitors: without it, there too.)
@@ -34,6 +34,8 @@ class DurableIO(TorchCheckpointIO):
     """Lightning's, but written beside the target, flushed to disk and renamed."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
+        if "://" in str(path):  # a file system that is not this machine's, by fsspec
+            return super().save_checkpoint(checkpoint, str(path), storage_options)
         content = io.BytesIO()
         torch.save(checkpoint, content)
         write(Path(path), content.getbuffer())
@@ -45,7 +47,8 @@ class Best(ModelCheckpoint):
     Every checkpoint gets the newest scores, as `metrics`.
     """
 
-    continued: Path | None = None  # the checkpoint that is resumed from
+    continued: Path | None = None  # the checkpoint that this project's run is resumed from
+    is_resumed = False
 
     def __init__(self, dirpath: str, monitor: str | None = "val/acc", mode: str = "max") -> None:
         super().__init__(dirpath, filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
@@ -53,7 +56,7 @@ class Best(ModelCheckpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self.continued = None  # what is loaded from here on, is to be tested
+        self.continued = None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.monitor is None or self.monitor in trainer.callback_metrics:  # else it was not validated yet
@@ -71,13 +74,17 @@ class Best(ModelCheckpoint):
         checkpoint["metrics"] = {**self._scores, **scores}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if trainer.state.fn == TrainerFn.FITTING:
+        """Called before `load_state_dict`."""
+        self.is_resumed = trainer.state.fn == TrainerFn.FITTING  # else the best is to be tested
+        if self.is_resumed:
             self._scores = checkpoint.get("metrics", {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """A run that continues another in a folder of its own takes the other's best along, until it does better."""
-        if self.continued is None or self.dirpath is None or state_dict["monitor"] != self.monitor:
+        if not self.is_resumed or self.dirpath is None or state_dict["monitor"] != self.monitor:
             return
+        if self.continued is None:
+            return super().load_state_dict(state_dict) if state_dict["dirpath"] == self.dirpath else None
         theirs, ours = self.continued.with_name("best.ckpt"), Path(self.dirpath, "best.ckpt")
         if not theirs.is_file():
             return
@@ -110,6 +117,8 @@ class Last(Checkpoint):
         ValueError: one of them is not positive.
     """
 
+    hooks_every_n_steps: int | None = None
+
     def __init__(
         self, dirpath: str, every_n_train_steps: int | None = None, every_n_minutes: float | None = None
     ) -> None:
@@ -118,7 +127,7 @@ class Last(Checkpoint):
             if value is not None and not (isinstance(value, int | float) and value > 0):
                 raise ValueError(f"callbacks.last.{name} must be a positive number or null, got {value!r}")
         self.path = Path(dirpath, "last.ckpt")
-        self.every_n_steps, self.every_n_minutes = every_n_train_steps, every_n_minutes
+        self.hooks_every_n_steps, self.every_n_minutes = every_n_train_steps, every_n_minutes
         self.signal: int | None = None
         self.stop_later = self.ended_within_epoch = False
         self.handlers: dict[int, Any] = {}
@@ -151,7 +160,8 @@ class Last(Checkpoint):
         if self._postpones_ending(trainer, batches) or validation_is_next:
             return
         step, minutes = trainer.global_step, (time.monotonic() - self.saved_time) / 60
-        due = self.every_n_steps is not None and step % self.every_n_steps == 0 and step != self.saved_step
+        every = self.hooks_every_n_steps
+        due = every is not None and step % every == 0 and step != self.saved_step
         if self.every_n_minutes is not None:
             due |= trainer.strategy.broadcast(minutes >= self.every_n_minutes)  # by the clock of the first process
         if is_ending(trainer):
@@ -206,6 +216,13 @@ class Last(Checkpoint):
         raise SystemExit(128 + number)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._hand_signals_back()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Lightning tears nothing down then."""
+        self._hand_signals_back()
+
+    def _hand_signals_back(self) -> None:
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         self.handlers = {}

@@ -15,7 +15,7 @@ from mnist_pl.data import Batches
 class JointMean(Callback):
     """Weighs the mean of each process's batch by its size, in the gradient alone."""
 
-    every_n_steps = None  # of one process, no step is weighed
+    hooks_every_n_steps = None  # of one process, no step is weighed
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         loader = trainer.train_dataloader

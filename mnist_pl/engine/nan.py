@@ -18,7 +18,7 @@ class StopOnNaN(Callback):
         ValueError: they are not finite; the message names the step and the learning rate.
     """
 
-    every_n_steps = None
+    hooks_every_n_steps = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

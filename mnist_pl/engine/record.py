@@ -27,7 +27,7 @@ class Record(Callback):
     batches, from 0) and the training images seen.
     """
 
-    every_n_steps = None  # Lightning takes every step that is logged
+    hooks_every_n_steps = None  # Lightning takes every step that is logged
 
     def __init__(self) -> None:
         self.recorded: dict[str, float] = {}  # the row that the loggers were last given
@@ -36,6 +36,7 @@ class Record(Callback):
         self._epoch_seconds, self._epoch_images = 0.0, 0  # of an epoch that is resumed in its middle
         self._started = self._epoch_started = perf_counter()
         self._images_before = 0
+        self._axes_are_stale = False  # what Lightning keeps of the axes that were logged last
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         now = perf_counter()
@@ -46,6 +47,10 @@ class Record(Callback):
         self._epoch_started, self._images_before = perf_counter(), self.images_seen
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if self._axes_are_stale:
+            self._axes_are_stale = False
+            for name in ("step", "epoch"):  # by which a ModelCheckpoint would name its files
+                trainer.callback_metrics.pop(name, None)
         step, every = trainer.global_step + 1, trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not every or step % every:
             return
@@ -86,6 +91,7 @@ class Record(Callback):
 
     def _log_axes(self, trainer: Trainer, pl_module: LightningModule, **more: float) -> None:
         """`step` is what Lightning takes for the step of all that is logged with it."""
+        self._axes_are_stale = True
         axes = {"step": trainer.global_step, "epoch": trainer.current_epoch, "images": self.images_seen}
         pl_module.log_dict({name: float(value) for name, value in {**axes, **more}.items()}, sync_dist=True)
 

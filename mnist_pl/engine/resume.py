@@ -5,9 +5,11 @@ draws other random numbers, and an old learning rate stays.
 Without it: delete `resume: ` in conf/callbacks/minimal.yaml.
 """
 
+import random
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping
@@ -16,6 +18,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from mnist_pl.data import Batches, MNISTDataModule
 from mnist_pl.models import DigitClassifier
+from mnist_pl.models.classifier import ADAM
 
 RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # what an optimiser and its schedule keep of the learning rate
 LENGTHS = ("total_steps", "_schedule_phases", "T_max", "total_iters")  # what a schedule keeps of the run's length
@@ -28,7 +31,7 @@ class ExactResume(Callback):
     for this run wins over the checkpoint's: optimiser settings, and the length of a schedule.
     """
 
-    every_n_steps = None
+    hooks_every_n_steps = None
 
     def __init__(self) -> None:
         self.resumed: dict[str, Any] | None = None
@@ -41,6 +44,8 @@ class ExactResume(Callback):
             place = {"done": 0}
         own: dict[str, Any] = {
             "random": torch.get_rng_state(),
+            "random_python": random.getstate(),
+            "random_numpy": [part.tolist() if isinstance(part, np.ndarray) else part for part in np.random.get_state()],
             "random_device": {pl_module.device.type: _get_device_state(pl_module.device)},
         }
         if isinstance(pl_module, DigitClassifier):
@@ -72,9 +77,9 @@ class ExactResume(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, MNISTDataModule):
             before = checkpoint.get("datamodule_hyper_parameters", {}).get("batch_size")
-            if before != data.hparams["batch_size"]:
+            if before not in (None, data.hparams["batch_size"]):
                 _count_batches(checkpoint, data.hparams["batch_size"])
-                if (pl_module.hparams.get("scheduler") or {}).get("interval") == "step":
+                if "images_seen" in checkpoint and (pl_module.hparams.get("scheduler") or {}).get("interval") == "step":
                     _move_schedules(checkpoint, trainer, data.hparams["batch_size"])
         if isinstance(pl_module, DigitClassifier):
             _take_new_settings(pl_module, checkpoint)
@@ -105,6 +110,9 @@ class ExactResume(Callback):
         drawn = of_each[trainer.global_rank] if as_many else state
         drawn = drawn if "random" in drawn else state  # before, it was the same in each process
         torch.set_rng_state(drawn["random"])
+        if "random_python" in drawn:
+            random.setstate(drawn["random_python"])
+            np.random.set_state(tuple(drawn["random_numpy"]))
         kept = drawn.get("random_device")  # by the kind of device, which may be another now; version 0.2 kept one
         _set_device_state(pl_module.device, kept.get(pl_module.device.type) if isinstance(kept, dict) else kept)
         loader: Any = trainer.train_dataloader
@@ -161,16 +169,18 @@ def _set_device_state(device: torch.device, state: torch.Tensor | None) -> None:
 
 def _take_new_settings(model: DigitClassifier, checkpoint: dict[str, Any]) -> None:
     """Where this run's settings of the optimiser are others than the checkpoint's, these are meant."""
-    before = checkpoint["hyper_parameters"].get("optimizer") or {}
-    now = model.hparams["optimizer"] or {}
+    if type(model).configure_optimizers is not DigitClassifier.configure_optimizers:
+        return  # whose settings mean something else, or nothing
+    kept = checkpoint["hyper_parameters"]
+    before, now = kept.get("optimizer") or ADAM, model.hparams["optimizer"] or ADAM
+    no_longer_scheduled = kept.get("scheduler") and not model.hparams["scheduler"]
     changed = {name: value for name, value in now.items() if before.get(name) != value}
     factor = model.lr / before.get("lr", model.lr)  # of all rates, for a schedule continues at its place
     for state in checkpoint["optimizer_states"]:
         for group in state["param_groups"]:
-            group.update({name: value for name, value in changed.items() if name in group and name != "lr"})
-            group.update({name: group[name] * factor for name in RATES if name in group})
-            if not model.hparams["scheduler"]:
-                group["lr"] = model.lr
+            rate = model.lr if no_longer_scheduled or group["lr"] == before.get("lr") else group["lr"] * factor
+            group.update({name: value for name, value in changed.items() if name in group})
+            group.update({name: group[name] * factor for name in RATES if name in group}, lr=rate)
     for schedule in checkpoint.get("lr_schedulers", []):
         if "base_lrs" in schedule:
             schedule["base_lrs"] = [rate * factor for rate in schedule["base_lrs"]]
@@ -207,6 +217,6 @@ def _count_batches(checkpoint: dict[str, Any], size: int) -> None:
 
 def _move_schedules(checkpoint: dict[str, Any], trainer: Trainer, size: int) -> None:
     """To the step at which as many images were seen, in batches of `size`."""
-    step = checkpoint.get("images_seen", 0) // (size * trainer.accumulate_grad_batches * trainer.world_size)
+    step = checkpoint["images_seen"] // (size * trainer.accumulate_grad_batches * trainer.world_size)
     for schedule in checkpoint.get("lr_schedulers", []):
         schedule.update(last_epoch=step, _step_count=step + 1)

@@ -19,6 +19,7 @@ from torch.optim import LBFGS
 
 from mnist_pl.data import Batches
 
+OPTIMIZERS = ("torch.optim.", "mnist_pl.")  # others may ask for the loss again, as LBFGS does
 TOGETHER = 1024  # training images, at the most, in one round of Lightning's loop
 # What someone may do at each batch: where anyone does, batches go one by one.
 STEP_HOOKS = ("on_train_batch_start", "on_train_batch_end", "on_before_optimizer_step")
@@ -62,17 +63,18 @@ class FastSingleDevice(SingleDeviceStrategy):
         hooked = any(is_overridden(hook, module, LightningModule) for hook in MODULE_HOOKS + BATCH_HOOKS)
         if trainer.datamodule is not None:
             hooked |= any(is_overridden(hook, trainer.datamodule, LightningDataModule) for hook in BATCH_HOOKS)
-        intervals = [_every_n_steps(callback, trainer.log_every_n_steps) for callback in trainer.callbacks]
+        intervals = [_every_n_steps(callback) for callback in trainer.callbacks]
         self.intervals = {interval for interval in [*intervals, trainer.log_every_n_steps] if interval}
         self.together = (
             isinstance(trainer.train_dataloader, Batches)
             and type(self.precision_plugin) is Precision  # autocast keeps converted weights for a whole step
             and type(trainer.profiler) is PassThroughProfiler
             and trainer.gradient_clip_val is None
-            and trainer.val_check_interval == 1.0
+            and getattr(trainer, "val_check_interval", None) == 1.0  # which one by time leaves out
             and not trainer.fast_dev_run
             and module.automatic_optimization
-            and not isinstance(trainer.optimizers[0], LBFGS)  # which asks for the loss several times
+            and type(trainer.optimizers[0]).__module__.startswith(OPTIMIZERS)
+            and not isinstance(trainer.optimizers[0], LBFGS)
             and not hooked
         )
 
@@ -125,13 +127,17 @@ class FastSingleDevice(SingleDeviceStrategy):
         return batch
 
 
-def _every_n_steps(callback: Callback, log_every_n_steps: int) -> int | None:
+def _every_n_steps(callback: Callback) -> int | None:
     """At which steps a callback has to see the batch: none, or multiples of this; 1: at each.
 
-    A callback of this project tells by its `every_n_steps`; one that has none, by the hooks that it overrides.
+    A class tells by its `hooks_every_n_steps`; what has none, or adds hooks below it, by the hooks it overrides.
     """
-    if hasattr(callback, "every_n_steps"):
-        return callback.every_n_steps
-    if isinstance(callback, ModelCheckpoint):
-        return 1 if callback._train_time_interval else callback._every_n_train_steps
-    return 1 if any(is_overridden(hook, callback, Callback) for hook in CALLBACK_HOOKS) else None
+    for owner in type(callback).__mro__:
+        if "hooks_every_n_steps" in vars(owner):
+            return callback.hooks_every_n_steps  # type: ignore[attr-defined]
+        if owner is ModelCheckpoint:
+            assert isinstance(callback, ModelCheckpoint)
+            return 1 if callback._train_time_interval else callback._every_n_train_steps
+        if owner is not Callback and any(hook in vars(owner) for hook in CALLBACK_HOOKS):
+            return 1
+    return 1 if any(is_overridden(hook, callback, Callback) for hook in CALLBACK_HOOKS) else None  # LambdaCallback

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 class Progress(ProgressBar):
     """A table with a line for each epoch, and a live bar below it on a terminal; a log file gets the lines alone."""
 
-    every_n_steps = None  # the bar may skip a few
+    hooks_every_n_steps = None  # the bar may skip a few
 
     def __init__(self) -> None:
         super().__init__()

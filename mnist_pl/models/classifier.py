@@ -122,10 +122,10 @@ class DigitClassifier(LightningModule):
         self.train_scores.update(logits, labels)
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:  # -> (B, 10) logits
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:  # -> (B, 10) logits
         return self._evaluate(batch, self.val_scores)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:  # -> (B, 10) logits
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:  # -> (B, 10) logits
         return self._evaluate(batch, self.test_scores)
 
     def _evaluate(self, batch: Batch, scores: Scores) -> Tensor:
@@ -134,7 +134,8 @@ class DigitClassifier(LightningModule):
         scores.update(logits, labels)
         return logits
 
-    def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> Tensor:  # -> (B, 10) probabilities
+    def predict_step(self, batch: Batch | Tensor, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """(B, 10) probabilities."""
         images = batch if isinstance(batch, Tensor) else batch[0]
         return self(images).softmax(dim=1)
 
@@ -152,8 +153,12 @@ class DigitClassifier(LightningModule):
         self._log_and_reset(self.test_scores)
 
     def _log_and_reset(self, scores: Scores) -> None:
-        """Once an epoch: a call of `log` for each batch would cost as much as a small network's step."""
-        self.log_dict(scores.compute(), prog_bar=True, sync_dist=True)
+        """Once an epoch: a call of `log` for each batch would cost as much as a small network's step.
+
+        Nothing where a step of one's own has scored nothing, in any process.
+        """
+        if self.trainer.strategy.reduce_boolean_decision(scores.has_scored, all=False):
+            self.log_dict(scores.compute(), prog_bar=True, sync_dist=True)
         scores.reset()
 
     @property
@@ -169,7 +174,7 @@ class DigitClassifier(LightningModule):
         optimizer = self.make_optimizer()
         if not self.hparams["scheduler"]:
             return optimizer
-        scheduler = fit_to(self.trainer, self.hparams["scheduler"], lambda steps: self.make_scheduler(optimizer, steps))
+        scheduler = fit_to(self, self.hparams["scheduler"], lambda steps: self.make_scheduler(optimizer, steps))
         how = {name: value for name, value in self.hparams["scheduler"].items() if name in HOW}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **how}}
 

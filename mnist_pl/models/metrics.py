@@ -45,6 +45,10 @@ class Scores(MetricCollection):
         if len(self.pending) * len(labels) >= SCORED_TOGETHER:
             self.score_pending()
 
+    @property
+    def has_scored(self) -> bool:
+        return bool(self.pending) or any(metric.update_called for metric in self.values())
+
     def score_pending(self) -> dict[str, Tensor]:
         """The scores of the batches that were not scored yet, alone; they count in `compute` from now on."""
         if not self.pending:

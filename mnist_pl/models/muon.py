@@ -49,6 +49,8 @@ class Muon(Optimizer):
         if not isinstance(iterations, int) or iterations < 1:
             raise ValueError(f"optimizer.iterations must be a positive whole number, got {iterations!r}")
         params = list(params)
+        if not all(isinstance(p, Tensor) for p in params):
+            raise ValueError("Muon takes parameters, not groups or names of them: it has groups of its own")
         matrices = [p for p in params if p.dim() > 1][:-1]
         others = [p for p in params if not any(p is matrix for matrix in matrices)]
         settings = {"weight_decay": weight_decay, "iterations": iterations}

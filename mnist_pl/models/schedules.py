@@ -5,7 +5,7 @@ from math import inf
 from typing import Any
 
 from hydra.utils import get_object, instantiate
-from lightning import Trainer
+from lightning import LightningModule
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler
 
@@ -30,18 +30,26 @@ def make_schedule(settings: Any, optimizer: Optimizer, words: dict[str, Any]) ->
     return kind(**arguments) if kind is ChainedScheduler else kind(optimizer, **arguments)
 
 
-def fit_to(trainer: Trainer, settings: dict[str, Any], make: Callable[[float], LRScheduler]) -> LRScheduler:
-    """`make(steps)` for all steps of the run.
+def fit_to(module: LightningModule, settings: dict[str, Any], make: Callable[[float], LRScheduler]) -> LRScheduler:
+    """`make(steps)` for all steps of the run; they are asked for only where the schedule has a length, since Lightning
+    sets up the loaders then, and a run that is resumed within an epoch would lose its place.
 
     Raises:
         ValueError: there are none, or endlessly many, or more than the schedule has.
     """
+    all_steps = "'all_steps'" in str(settings)
+    if not all_steps:
+        scheduler = make(inf)
+        if not hasattr(scheduler, "total_steps"):
+            return scheduler
+    trainer = module.trainer
     steps = trainer.estimated_stepping_batches
-    if not 0 < steps < inf and "'all_steps'" in str(settings):
-        lengths = ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches")
-        said = ", ".join(f"trainer.{name}={getattr(trainer, name)}" for name in lengths)
-        raise ValueError(f"{said}: give a run of {steps} steps, which no schedule fits; say scheduler=none")
-    scheduler = make(steps)
+    if all_steps:
+        if not 0 < steps < inf:
+            lengths = ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches")
+            said = ", ".join(f"trainer.{name}={getattr(trainer, name)}" for name in lengths)
+            raise ValueError(f"{said}: give a run of {steps} steps, which no schedule fits; say scheduler=none")
+        scheduler = make(steps)
     length, needed = getattr(scheduler, "total_steps", inf), steps
     if settings.get("interval") != "step":
         needed = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else inf

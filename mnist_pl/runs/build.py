@@ -93,8 +93,10 @@ def build(
     if own.get("optimizer"):
         check(own["optimizer"], "model.optimizer", Optimizer)
     _check_scheduler(own.get("scheduler"), "model.scheduler")
-    if cfg.trainer.get("precision") == "16-mixed" and cfg.optimizer.get("fused", False) is None:
-        cfg.optimizer.fused = False  # whose scaled gradients cannot be clipped
+    mixed = cfg.trainer.get("precision") == "16-mixed"  # a fused optimiser cannot have scaled gradients clipped
+    mixed |= cfg.trainer.get("precision") == "bf16-mixed" and cfg.trainer.get("gradient_clip_val") is not None
+    if mixed and cfg.optimizer.get("fused", False) is None:
+        cfg.optimizer.fused = False
     data: MNISTDataModule = construct("data", _plain(cfg.data), _instantiate, MNISTDataModule)
     model = ensemble or construct("model", _plain(cfg.model), _make_model, DigitClassifier)
     _check_own(model, data)
@@ -288,7 +290,7 @@ def _make_trainer(cfg: DictConfig, data: "MNISTDataModule", model: "DigitClassif
     def make(settings: dict[str, Any]) -> Any:
         plugins = settings.get("plugins")
         plugins = [plugin for plugin in (plugins if isinstance(plugins, list) else [plugins]) if plugin is not None]
-        plugins.append(DurableIO())
+        plugins += [DurableIO()] if "CheckpointIO" not in str(plugins) else []
         if environment is not None and not any("environments" in str(plugin) for plugin in plugins):
             plugins.append(environment)
         strategy = strategy_here(settings.get("strategy", "auto"))

@@ -321,7 +321,7 @@ def train(cfg: DictConfig, trial: "Trial") -> float:
     class Watch(Callback):
         """Tells Optuna of each validation; a trial that it finds hopeless ends before it trains any further."""
 
-        every_n_steps = None
+        hooks_every_n_steps = None
 
         def __init__(self) -> None:
             self.scores: list[float] = []
