@@ -92,7 +92,8 @@ def label(checkpoint: Path) -> str:
         if isinstance(accuracy, float) and len(parts) == 1:
             parts.append(f"{stage} {accuracy:.2%}")
     with suppress(OSError):
-        parts.append(f"{datetime.fromtimestamp(checkpoint.stat().st_mtime):%-d %b %H:%M}")
+        written = datetime.fromtimestamp(checkpoint.stat().st_mtime)
+        parts.append(f"{written.day} {written:%b %H:%M}")
     return printable(", ".join(parts))
 
 

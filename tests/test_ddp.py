@@ -114,7 +114,8 @@ def test_whatever_ends_a_training_ends_it_everywhere(
 ) -> None:
     ended = run("train.py", *QUICK, *THREE, FORK, *words, "hydra.run.dir=run")
     assert ended.code == 0 and not ended.err, ended.err
-    assert (summary(tmp_path / "run")["ended_by"] or "").startswith(ended_by or "")
+    said = summary(tmp_path / "run")["ended_by"]
+    assert said is None if ended_by is None else said.startswith(ended_by)
     assert run("predict.py", "ckpt_path=run").code == 0
 
 

@@ -291,10 +291,6 @@ def test_a_preset_learns_in_one_epoch(accuracy: Callable[..., float], preset: st
     assert preset != "seed_cnn3_sgd_slow" or reached < 0.9, "its authors' lesson: that rate is far too small"
 
 
-def test_mnist_is_found_or_the_skip_says_why() -> None:
-    assert HAS_MNIST or "MNIST_ROOT" in needs_mnist.kwargs["reason"]
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     """A small disk of its own: give it the options of `mount`, as often as you like."""

@@ -5,7 +5,9 @@
 2. `as_composed` has a job of a sweep that is resumed go on with its own settings.
 3. `find_ensemble` and `find_start` find the checkpoints, and refuse one that does not fit, before anything is done.
 4. `remember` writes the settings into the run's folder, once all was checked.
-The rest is Lightning's, with `engine/resume.py` for the exact bits.
+The rest is Lightning's, with `engine/resume.py` for the exact bits, and loggers that drop what came after a checkpoint.
+Before 1, a job that SLURM starts anew is made a resumed one (`slurm.go_on`); before 2, the user is asked whether a
+stranger's classes may run (consent.py), and the folder is locked (claim.py).
 """
 
 import json

@@ -1,7 +1,7 @@
 """Jobs of a sweep side by side (hydra/launcher=joblib): each in a process with its share of the cores, or its own GPU.
 
-joblib shares out the cores. Without this file (and the lines that name it in sweep.py and build.py), a sweep that was
-killed would leave jobs at work, and several GPUs would be one.
+joblib shares out the cores. Without this file (and the lines that name it in sweep.py, build.py, slurm.py and
+train.py), a sweep that was killed would leave jobs at work, and several GPUs would be one.
 """
 
 import logging
