@@ -17,22 +17,3 @@ from mnist_pl.figures.drawings import (
     Samples,
 )
 from mnist_pl.figures.progress import Progress
-
-__all__ = [
-    "Best",
-    "Calibration",
-    "Confusion",
-    "Curves",
-    "Drawing",
-    "ExactResume",
-    "Filters",
-    "GatherAnswers",
-    "Last",
-    "Mistakes",
-    "PRCurves",
-    "Progress",
-    "Projector",
-    "Record",
-    "Samples",
-    "StopOnNaN",
-]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig, ListConfig
 
-from mnist_pl.runs import config  # noqa: F401  # registers the schema
+from mnist_pl.runs.config import CONF
 from mnist_pl.runs.errors import one_line_errors, set_up_process
 from mnist_pl.runs.folders import RUNS, find, name
 from mnist_pl.runs.words import split
@@ -27,7 +27,6 @@ from mnist_pl.storage import as_typed, printable, short_path
 if TYPE_CHECKING:
     from mnist_pl.reading.demo import Network
 
-CONF = Path(__file__).parent.parent / "conf"
 LISTED = 50  # runs that can be chosen, the newest
 LONGEST = 3600  # seconds
 
@@ -87,10 +86,8 @@ def label(checkpoint: Path) -> str:
     with suppress(OSError, ValueError):
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     parts = [str(summary.get("run") or short_path(checkpoint))]
-    for stage in ("val", "test"):
-        accuracy = summary.get(f"{stage}/acc")
-        if isinstance(accuracy, float) and len(parts) == 1:
-            parts.append(f"{stage} {accuracy:.2%}")
+    scores = {stage: summary.get(f"{stage}/acc") for stage in ("val", "test")}
+    parts += [f"{stage} {score:.2%}" for stage, score in scores.items() if isinstance(score, float)][:1]
     with suppress(OSError):
         written = datetime.fromtimestamp(checkpoint.stat().st_mtime)
         parts.append(f"{written.day} {written:%b %H:%M}")

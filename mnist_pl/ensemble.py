@@ -6,17 +6,14 @@ if __name__ == "__main__":
     end_on_signals()  # before the imports, which take their time
 
 import io
-from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
-from mnist_pl.runs import config  # noqa: F401  # registers the schema
+from mnist_pl.runs.config import CONF
 from mnist_pl.runs.errors import one_line_errors, set_up_process
 from mnist_pl.runs.folders import find_all, name
 from mnist_pl.storage import as_word, new_file, printable, short_path, write
-
-CONF = Path(__file__).parent.parent / "conf"
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="ensemble")

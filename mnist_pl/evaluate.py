@@ -25,7 +25,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from mnist_pl.runs import config  # noqa: F401  # registers the schema
+from mnist_pl.runs.config import CONF
 from mnist_pl.runs.errors import one_line_errors, set_up_process
 from mnist_pl.runs.folders import find_all, names
 from mnist_pl.storage import as_typed, markdown, one_line, printable, short_path, write
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     from mnist_pl.models import DigitClassifier
 
-CONF = Path(__file__).parent.parent / "conf"
 KINDS = ("single", "several", "none")
 WAYS = ("this project", "plain resizing", "plain, right polarity")
 SURE = 0.5  # an answer that is less confident counts as none
@@ -96,11 +95,8 @@ def main(cfg: DictConfig) -> None:
 
 
 def find_labelled(folder: Path, typed: str) -> list[Picture]:
-    """The pictures of `single/`, `several/` and `none/`, whose names begin with what they hold.
-
-    Raises:
-        ValueError: there are none, or a name does not say what the picture holds.
-    """
+    """The pictures of `single/`, `several/` and `none/`, whose names begin with what they hold. Raises ValueError where
+    there are none, or a name does not say it."""
     from mnist_pl.reading.pictures import SUFFIXES
 
     words: dict[str, list[str]] = {}
@@ -130,18 +126,13 @@ def find_labelled(folder: Path, typed: str) -> list[Picture]:
 
 def test_digits(data_dir: str | None, needed: bool) -> "tuple[NDArray[np.uint8], NDArray[np.int64]] | None":
     """MNIST's 10,000 test images and their labels, downloaded where they are `needed`; None where they are not here.
-
-    Raises:
-        OSError: they are not to be had, or damaged.
-    """
+    Raises OSError where they are not to be had, or damaged."""
     from mnist_pl.data.files import fetch, locate, read
 
     folder, problem = locate("mnist", data_dir)
     if isinstance(problem, FileNotFoundError) and not needed:
         return None
-    if problem is not None:
-        folder = fetch("mnist", data_dir)
-    _, (images, labels) = read("mnist", folder)
+    _, (images, labels) = read("mnist", fetch("mnist", data_dir) if problem else folder)
     return images.numpy(), labels.numpy()
 
 
@@ -150,9 +141,8 @@ def simulated(folder: Path, images: "NDArray[np.uint8]", labels: "NDArray[np.int
     from mnist_pl.data import simulator
 
     if not simulator.is_built(folder):
-        print(
-            f"making {sum(simulator.COUNTS.values()):,} pictures in {short_path(folder)}, a minute or two", flush=True
-        )
+        count = sum(simulator.COUNTS.values())
+        print(f"making {count:,} pictures in {short_path(folder)}, a minute or two", flush=True)
         simulator.build(folder, images, labels)
     return folder
 
@@ -188,10 +178,7 @@ def read_plainly(model: "DigitClassifier", pictures: "Sequence[NDArray[np.uint8]
     light = np.array([np.median(gray) > 127 for gray in pictures])
     both = [
         [(str(digit) if digit < 10 else "", float(row[digit])) for row in rows for digit in [int(row.argmax())]]
-        for rows in (
-            classify(model, small),
-            classify(model, np.where(light[:, None, None], 255 - small, small)),
-        )
+        for rows in (classify(model, small), classify(model, np.where(light[:, None, None], 255 - small, small)))
     ]
     return list(zip(*both, strict=True))
 
@@ -208,9 +195,8 @@ def read_clean(
         paths = [Path(folder, f"{number:05}.png") for number in range(len(labels))]
         for path, image in zip(paths, images, strict=True):
             Image.fromarray(image).save(path, compress_level=1)
-        ours: list[Said] = []
-        for _, answer in read_files(model, paths):
-            ours.append(("", 0.0) if isinstance(answer, ValueError) else (answer.text, answer.confidence))
+        answers = [answer for _, answer in read_files(model, paths)]
+        ours = [("", 0.0) if isinstance(answer, ValueError) else (answer.text, answer.confidence) for answer in answers]
     plain = read_plainly(model, list(images))
     return [(str(label), [own, *both]) for label, own, both in zip(labels.tolist(), ours, plain, strict=True)]
 
@@ -240,17 +226,13 @@ def score(pictures: Sequence[Picture], clean: "list[tuple[str, list[Said]]] | No
         scores["several_edits"] = {"of": digits, "counts": wrong}
     if clean:
         right = [sum(said[way][0] == truth for truth, said in clean) for way in ways]
-        scores["clean_right"] = {"of": len(clean), "counts": right}
         none = [sum(not said[way][0] for _, said in clean) for way in ways]
-        scores["clean_none"] = {"of": len(clean), "counts": none}
         refused = [sum(is_refused(said[way]) for _, said in clean) for way in ways]
-        scores["clean_refused"] = {"of": len(clean), "counts": refused}
+        for name, counts in {"right": right, "none": none, "refused": refused}.items():
+            scores[f"clean_{name}"] = {"of": len(clean), "counts": counts}
     times = sorted(1000 * picture.seconds for picture in pictures if picture.seconds)
     if times:
-        scores["ms"] = {
-            "median": median(times),
-            "slowest_5_percent": times[int(0.95 * len(times))],
-        }
+        scores["ms"] = {"median": median(times), "slowest_5_percent": times[int(0.95 * len(times))]}
     return scores
 
 

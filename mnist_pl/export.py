@@ -15,7 +15,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from mnist_pl.runs import config  # noqa: F401  # registers the schema
+from mnist_pl.runs.config import CONF
 from mnist_pl.runs.errors import one_line_errors, set_up_process
 from mnist_pl.runs.folders import find_all, names
 from mnist_pl.runs.words import key_of
@@ -24,7 +24,6 @@ from mnist_pl.storage import as_typed, new_file, printable, short_path, write
 if TYPE_CHECKING:
     from mnist_pl.data import MNISTDataModule
 
-CONF = Path(__file__).parent.parent / "conf"
 ELSEWHERE = ["hydra.run.dir=.", "~hydra.callbacks.claim"]  # no folder of its own
 
 

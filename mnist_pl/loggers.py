@@ -1,5 +1,3 @@
 """The loggers that conf/logger names, from the room that they live in."""
 
 from mnist_pl.runs.loggers import MetricsCSV, TensorBoard
-
-__all__ = ["MetricsCSV", "TensorBoard"]

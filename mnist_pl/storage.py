@@ -54,11 +54,7 @@ def _flush(file: int) -> None:
     try:
         os.fsync(file)
     except OSError as error:
-        if error.errno not in (
-            errno.EINVAL,
-            errno.ENOSYS,
-            errno.ENOTSUP,
-        ):  # what a file system says that has no such call
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # a file system that has no such call
             raise
 
 

@@ -16,7 +16,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_pl.runs import config  # noqa: F401  # registers the schema
+from mnist_pl.runs.config import CONF
 from mnist_pl.runs.errors import one_line_errors, set_up_process
 from mnist_pl.runs.words import key_of, spell_out_none, split
 from mnist_pl.storage import as_typed, as_word, read_value, short_path, write
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CONF = Path(__file__).parent.parent / "conf"
 OF_A_PROCESS = ("study", "trials", "minutes")  # what a study is continued with is not said again by these
 REMEMBERED = Path(".hydra", "overrides.yaml")
 

@@ -126,14 +126,8 @@ def _connect(here: World, deadline: float) -> Any:
         if time.monotonic() > deadline:
             raise RuntimeError(f"nothing answers at {address}:{port}")
         time.sleep(0.1)
-    _store = TCPStore(
-        address,
-        port,
-        is_master=serves,
-        timeout=timedelta(seconds=PATIENCE),
-        wait_for_workers=False,
-        multi_tenant=True,
-    )
+    how: dict[str, Any] = {"timeout": timedelta(seconds=PATIENCE), "wait_for_workers": False, "multi_tenant": True}
+    _store = TCPStore(address, port, is_master=serves, **how)
     return _store
 
 

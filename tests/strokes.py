@@ -4,6 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mnist_pl.data.simulator.strokes import thin
+
 FINER = 3  # times as many pixels a side, so that the thinned line is smooth
 EVERY = 5  # of its pixels is a point
 
@@ -13,30 +15,11 @@ Line = list[tuple[float, float]]
 def strokes(images: NDArray[np.uint8]) -> list[list[Line]]:  # (N, H, W), light ink on 0
     """Lines of points (x, y) in [0, 1] for each image."""
     large = [Image.fromarray(image).resize([FINER * side for side in image.T.shape]) for image in images]
-    thinned = _thin(np.stack([np.asarray(image) > 110 for image in large]))
+    thinned = [thin((np.asarray(image) > 110).astype(np.uint8)) for image in large]
     return [[_smooth(line, image.shape) for line in _follow(image)] for image in thinned]
 
 
-def _thin(ink: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Takes away at the edges what connects nothing, until a line is left (Zhang and Suen 1984)."""
-    ink = np.pad(ink, ((0, 0), (1, 1), (1, 1)))
-    while True:
-        before = ink
-        for first in (True, False):
-            around = [np.roll(ink, shift, (1, 2)) for shift in ((1, 0), (1, -1), (0, -1), (-1, -1))]
-            around += [np.roll(ink, shift, (1, 2)) for shift in ((-1, 0), (-1, 1), (0, 1), (1, 1))]
-            up, _, right, _, down, _, left, _ = around  # clockwise, from the pixel above
-            count = np.sum(around, 0, np.uint8)
-            begins = np.sum([~a & b for a, b in zip(around, around[1:] + around[:1], strict=True)], 0, np.uint8)
-            open_side = (
-                ~(up & right & down) & ~(right & down & left) if first else ~(up & right & left) & ~(up & down & left)
-            )
-            ink = ink & ~((count >= 2) & (count <= 6) & (begins == 1) & open_side)
-        if (ink == before).all():
-            return ink[:, 1:-1, 1:-1]
-
-
-def _follow(ink: NDArray[np.bool_]) -> list[list[tuple[int, int]]]:
+def _follow(ink: NDArray[np.uint8]) -> list[list[tuple[int, int]]]:
     """Lines of pixels (row, column): each step between neighbours is in one of them."""
     left = {(int(row), int(column)): set[tuple[int, int]]() for row, column in np.argwhere(ink)}
     for row, column in left:

@@ -1,6 +1,7 @@
 """Whole-batch augmentation: every image of a batch changed by its own amount in one call."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -9,48 +10,31 @@ from torch import Tensor
 BENDS = 5  # points a side of the grid whose random moves bend an image
 
 
+@dataclass(frozen=True)
 class Augment:
     """Random changes, drawn uniformly and independently for each image; what is 0 is not done.
 
     The ink is moved, then changed as pens, paper and cameras do.
-
-    Args:
-        shift: pixels, in each direction.
-        rotate: degrees, either way.
-        scale: share of the size, either way; 0.1 gives 0.9 to 1.1 of it.
-        shear: pixels sideways for each pixel upwards, either way: a slant.
-        elastic: pixels by which parts of the image are moved in each direction.
-        thickness: share of a pixel by which strokes grow or shrink on each side; at most 1.
-        gaps: pixels, of a straight gap across the strokes of every second image.
-        blur: share of a smoothing over 3x3 pixels; at most 1.
-        gamma: 1 gives brightness to the power of 1/2 to 2: faint edges become strong, or the reverse.
-        contrast: share of the brightness that is taken away; below 1.
-        background: brightness of a slope and of grain behind the ink of every second image; at most 1.
     """
 
-    def __init__(
-        self,
-        shift: float = 0.0,
-        rotate: float = 0.0,
-        scale: float = 0.0,
-        shear: float = 0.0,
-        elastic: float = 0.0,
-        thickness: float = 0.0,
-        gaps: float = 0.0,
-        blur: float = 0.0,
-        gamma: float = 0.0,
-        contrast: float = 0.0,
-        background: float = 0.0,
-    ) -> None:
-        changes = {name: value for name, value in locals().items() if name != "self"}
-        for name, value in changes.items():
+    shift: float = 0.0  # pixels, in each direction
+    rotate: float = 0.0  # degrees, either way
+    scale: float = 0.0  # share of the size, either way; 0.1 gives 0.9 to 1.1 of it
+    shear: float = 0.0  # pixels sideways for each pixel upwards, either way: a slant
+    elastic: float = 0.0  # pixels by which parts of the image are moved in each direction
+    thickness: float = 0.0  # share of a pixel by which strokes grow or shrink on each side; at most 1
+    gaps: float = 0.0  # pixels, of a straight gap across the strokes of every second image
+    blur: float = 0.0  # share of a smoothing over 3x3 pixels; at most 1
+    gamma: float = 0.0  # 1 gives brightness to the power of 1/2 to 2: faint edges become strong, or the reverse
+    contrast: float = 0.0  # share of the brightness that is taken away; at most 1
+    background: float = 0.0  # brightness of a slope and of grain behind the ink of every second image; at most 1
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
             if not isinstance(value, int | float) or not value >= 0:
                 raise ValueError(f"data.augment.{name} must be a number from 0 up, got {value!r}")
             if name in ("thickness", "blur", "contrast", "background") and value > 1:
                 raise ValueError(f"data.augment.{name} is a share, and must be a number from 0 to 1, got {value!r}")
-        self.shift, self.rotate, self.scale, self.shear, self.elastic = shift, rotate, scale, shear, elastic
-        self.thickness, self.gaps, self.blur, self.gamma, self.contrast = thickness, gaps, blur, gamma, contrast
-        self.background = background
 
     def __call__(self, images: Tensor) -> Tensor:  # (B, 1, 28, 28) in [0, 1] -> the same
         images = self._moved(images)

@@ -28,14 +28,9 @@ def embedded_digits() -> tuple[Split, Split]:
 
 def centre_by_mass(ink: NDArray[np.float32]) -> NDArray[np.uint8]:  # (H, W) of at most 20x20, in [0, 255] -> (28, 28)
     """Places the ink, by whole pixels as MNIST does, so that its centre of mass is at the centre of 28x28."""
-    offsets = np.round(CENTRE - _centre_of_mass(ink)).astype(int)
-    top, left = np.clip(offsets, 0, SIDE - np.array(ink.shape))
+    profiles = [ink.sum(axis=axis, dtype=np.float64) for axis in (1, 0)]
+    centre = np.array([profile @ np.arange(len(profile)) / profiles[0].sum() for profile in profiles])
+    top, left = np.clip(np.round(CENTRE - centre).astype(int), 0, SIDE - np.array(ink.shape))
     placed = np.zeros((SIDE, SIDE), np.uint8)
     placed[top : top + ink.shape[0], left : left + ink.shape[1]] = np.round(ink)
     return placed
-
-
-def _centre_of_mass(ink: NDArray) -> NDArray[np.float64]:  # -> (row, column)
-    rows, columns = ink.sum(axis=1, dtype=np.float64), ink.sum(axis=0, dtype=np.float64)
-    mass = rows.sum()
-    return np.array([rows @ np.arange(len(rows)) / mass, columns @ np.arange(len(columns)) / mass])

@@ -101,11 +101,8 @@ def _bytes(path: Path) -> NDArray[np.uint8]:
 
 
 def read(dataset: str, folder: Path) -> tuple[Split, Split]:
-    """The training and the test images with their labels, from files that `locate` found whole.
-
-    Raises:
-        OSError: they are not what their names say, which `locate` cannot tell where it knows no checksum.
-    """
+    """The training and the test images with their labels, from files that `locate` found whole. Raises OSError where
+    they are not what their names say, which `locate` cannot tell where it knows no checksum."""
 
     def load(name: str) -> Tensor:
         path = _stored(folder / name)
@@ -150,9 +147,8 @@ def _idx(content: NDArray[np.uint8], path: Path) -> Tensor:  # (N, 28, 28) or (N
 def fetch(dataset: str, data_dir: str | os.PathLike[str] | None = None, mirrors: list[str] | None = None) -> Path:
     """Makes sure that the four files are in their folder and whole, downloading what is not; returns the folder.
 
-    Raises:
-        FileNotFoundError: some are missing and not to be had; the message says what was tried and the ways out.
-        OSError: the same of some that are damaged.
+    Raises FileNotFoundError where some are missing and not to be had, OSError where some are damaged; the message says
+    what was tried, and the ways out.
     """
     folder, problem = locate(dataset, data_dir)
     if problem is None:
@@ -181,11 +177,8 @@ def fetch(dataset: str, data_dir: str | os.PathLike[str] | None = None, mirrors:
 
 
 def _download(mirrors: list[str], path: Path, md5: str) -> list[str]:
-    """Tries one mirror after the other; returns what went wrong with each, or nothing when `path` is there.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Tries one mirror after the other; returns what went wrong with each, or nothing when `path` is there. Raises
+    OSError where it cannot be written."""
     failures = []
     for mirror in mirrors.copy():
         url = mirror.rstrip("/") + "/" + path.name
@@ -206,10 +199,8 @@ def _download(mirrors: list[str], path: Path, md5: str) -> list[str]:
 
 
 def _get(url: str) -> bytes:
-    """`urlopen` limits each wait of its own, but not the resolver's, nor how many addresses, headers, reads there are.
-
-    So it runs in a thread, which is left behind when it is too slow, and then ends by itself.
-    """
+    """`urlopen` limits each wait of its own, but not the resolver's, nor how many addresses, headers, reads there are:
+    so it runs in a thread, which is left behind when it is too slow, and then ends by itself."""
     content, failures, done = bytearray(), list[Exception](), Event()
 
     def attempt() -> None:

@@ -181,10 +181,8 @@ class MNISTDataModule(LightningDataModule):
 
 
 def _hold_out(split: Split, count: int) -> tuple[Split, Split]:
-    """What is kept, and `count` random ones, as views of `split`: in it, the random ones change places with the last.
-
-    A copy of the kept ones would take as long as reading the files, and as much memory.
-    """
+    """What is kept, and `count` random ones, as views of `split`: in it, the random ones change places with the last. A
+    copy of the kept ones would take as long as reading the files, and as much memory."""
     images, labels = split
     border = len(labels) - count
     chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SPLIT_SEED))[:count]

@@ -77,9 +77,7 @@ PARTS = {"top": (0, 4), "bottom": (0, 2), "left": (3, 7, 9)}
 
 def nondigits(count: int, digits: tuple[Tensor, Tensor], seed: int = SEED, unseen: bool = False) -> Tensor:
     """As many images (N, 28, 28) uint8; the pieces and the groups are of `digits`, images of that form and labels.
-
-    unseen: of the kinds and fonts that are kept for measuring; of none else.
-    """
+    `unseen`: of the kinds and fonts that are kept for measuring, and of no others."""
     random = np.random.default_rng([seed, 2, unseen])
     images, labels = digits[0].numpy(), digits[1].numpy()
     shares: dict[Callable[[int], Images], int] = {

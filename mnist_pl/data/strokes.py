@@ -92,9 +92,7 @@ def _ink(drawings: list[list[Stroke]], widths: NDArray) -> NDArray[np.float32]: 
     low, high = each.min(axis=(1, 2)), each.max(axis=(1, 2))
     scale = (BOX - widths) / np.maximum((high - low).max(axis=1), 1e-3)
     shift = BOX / 2 - (low + high) / 2 * scale[:, None]
-    each = (each * scale[:, None, None, None] + shift[:, None, None]).astype(
-        np.float32
-    )  # (N, segments, 2 ends, x and y)
+    each = (each * scale[:, None, None, None] + shift[:, None, None]).astype(np.float32)  # (N, segments, ends, x y)
     y, x = (axis.reshape(1, -1).astype(np.float32) + np.float32(0.5) for axis in np.mgrid[:BOX, :BOX])
     nearest = np.full((len(drawings), BOX * BOX), np.inf, np.float32)
     for start, end in zip(np.moveaxis(each[:, :, 0], 1, 0), np.moveaxis(each[:, :, 1], 1, 0), strict=True):

@@ -39,10 +39,8 @@ class Run(NamedTuple):
 
 
 class Drawing(Callback):
-    """A picture of a finished run: `name`.png in its folder, and for the loggers that show pictures.
-
-    Drawn after the test, once, by the first of several processes.
-    """
+    """A picture of a finished run: `name`.png in its folder, and for the loggers that show pictures. Drawn after the
+    test, once, by the first of several processes."""
 
     name: str
 
@@ -164,10 +162,8 @@ class PRCurves(Callback):
 
 
 class Projector(Callback):
-    """What the last layer gets of the first `images` test images, as points in TensorBoard's projector.
-
-    A point is the image itself, in the colour of its digit.
-    """
+    """What the last layer gets of the first `images` test images, as points in TensorBoard's projector, each the image
+    itself in the colour of its digit."""
 
     def __init__(self, images: int = 1000) -> None:
         self.images = images
@@ -191,23 +187,18 @@ class Projector(Callback):
 def _last_layer_inputs(model: LightningModule, images: Tensor) -> Tensor | None:  # (N, 1, 28, 28) -> (N, F)
     """Of an ensemble, its last network's. None where `model` asks no linear layer, or the last one repeatedly."""
     images = images.to(model.device).to(next(model.parameters()).dtype)
-    asked: list[nn.Module] = []
-    linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
-    hooks = [layer.register_forward_pre_hook(lambda layer, inputs: asked.append(layer)) for layer in linear]
-    seen: list[Tensor] = []
+    seen: dict[nn.Module, list[Tensor]] = {}  # by layer, the one that was asked last at the end
+
+    def keep(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen[layer] = [*seen.pop(layer, []), inputs[0].cpu()]
+
+    hooks = [layer.register_forward_pre_hook(keep) for layer in model.modules() if isinstance(layer, nn.Linear)]
     with torch.inference_mode():
-        model(images[:1])
-        for hook in hooks:
-            hook.remove()
-        if not asked:
-            return None
-        last = asked[-1].register_forward_pre_hook(
-            lambda layer, inputs: seen.append(inputs[0].flatten(1).float().cpu())
-        )
         for part in images.split(250):
             model(part)
-    last.remove()
-    points = torch.cat(seen)
+    for hook in hooks:
+        hook.remove()
+    points = torch.cat([part.flatten(1).float() for part in [*seen.values()][-1]]) if seen else images[:0]
     return points if len(points) == len(images) else None
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_pl.figures.plots import BLUE, GREY, RED, figure, spread_out_high_accuracies
+from mnist_pl.figures.plots import BLUE, GREY, RED, spread_out_high_accuracies, with_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,12 +42,9 @@ def best_for_any_budget(places: Iterable[tuple[float, float]]) -> list[tuple[flo
 
 def front(systems: Sequence[System], minute: float | None) -> "Figure":
     """Accuracy (by wrong answers, logarithmic) against seconds in fit (logarithmic): means, with their intervals.
-
-    `minute` is the seconds of one, as `mnist_pl.runs.front` counts them; None where it is not known.
-    """
-    picture = figure(9, 6.2, "accuracy on the test images against the cost of training, means and 95 % intervals")
-    axes = picture.subplots()
-    picture.subplots_adjust(0.1, 0.085, 0.905, 0.865 if minute else 0.93)
+    `minute` is the seconds of one, as `mnist_pl.runs.front` counts them; None where it is not known."""
+    title = "accuracy on the test images against the cost of training, means and 95 % intervals"
+    picture, axes = with_axes(9, 6.2, title, 0.1, 0.085, 0.905, 0.865 if minute else 0.93)
     axes.set_xscale("log")
     costs = [cost for system in systems for cost in system.seconds]
     axes.set_xlim(min(costs) / 1.5, max(costs) * 1.5)

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,11 +37,9 @@ def grid(images: NDArray[np.uint8], titles: Sequence[str], wrong: Sequence[bool]
     for number, (image, title) in enumerate(zip(images, titles, strict=True)):
         left, top = number % columns * wide, number // columns * (head + side + 10)
         color = RED if wrong is not None and wrong[number] else "black"
-        place = (left + wide / 2, top + head - 2)
-        draw.multiline_text(place, title, color, font, anchor="md", align="center")
-        sheet.paste(
-            Image.fromarray(255 - image).resize((side, side), Image.Resampling.NEAREST), (left + 18, top + head)
-        )
+        draw.multiline_text((left + wide / 2, top + head - 2), title, color, font, anchor="md", align="center")
+        large = Image.fromarray(255 - image).resize((side, side), Image.Resampling.NEAREST)
+        sheet.paste(large, (left + 18, top + head))
     return sheet
 
 
@@ -75,10 +73,8 @@ def sheet(pictures: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image
 
 
 def filters(weights: NDArray[np.floating]) -> Image.Image:
-    """A first layer's weights (N, H, W): red where it looks for ink, blue where for none, white where it does not care.
-
-    All on one scale, whose end is the largest weight.
-    """
+    """A first layer's weights (N, H, W): red where it looks for ink, blue where for none, white where it does not care;
+    all on one scale, whose end is the largest weight."""
     share = weights / np.abs(weights).max()
     ink, paper = np.array([178, 24, 43]), np.array([33, 102, 172])  # told apart by colour-blind people too
     toward = np.where(share[..., None] > 0, ink, paper)
@@ -99,17 +95,14 @@ def curves(rows: Sequence[dict[str, float]], title: str, held_out: str = "valida
         axes.plot(*_column(rows, training.format(name)), color=BLUE, linewidth=1, label="training")
         axes.plot(*_column(rows, f"val/{name}"), "o", color=ORANGE, markersize=5, label=held_out)
     both[0].legend(frameon=False)
-    spread_out_high_accuracies(
-        both[1], [row[name] for row in rows for name in (training.format("acc"), "val/acc") if name in row]
-    )
+    shown = [row[name] for row in rows for name in (training.format("acc"), "val/acc") if name in row]
+    spread_out_high_accuracies(both[1], shown)
     return picture
 
 
 def compare(runs: Mapping[str, Sequence[Sequence[dict[str, float]]]]) -> "Figure":
-    """The held-out curves of several choices (rows of metrics.csv, a list for each seed): their means.
-
-    The band is one standard deviation over the seeds, at the points that all of them have.
-    """
+    """The held-out curves of several choices (rows of metrics.csv, a list for each seed): their means, with a band of
+    one standard deviation over the seeds, at the points that all of them have."""
     picture, both = _loss_and_accuracy("held-out images, mean and standard deviation over the seeds")
     for axes, name in zip(both, ("loss", "acc"), strict=True):
         for number, (choice, seeds) in enumerate(runs.items()):
@@ -162,16 +155,13 @@ def confusion(labels: NDArray[np.int64], guesses: NDArray[np.int64], title: str)
     picture = figure(8.4, 5.4, title)
     left, right = picture.subplots(1, 2, width_ratios=(3, 1))
     picture.subplots_adjust(0.07, 0.1, 0.92, 0.92, wspace=0.12)
-    counts = np.zeros((10, 10), int)
-    np.add.at(counts, (labels, guesses), 1)
+    counts = np.bincount(10 * labels + guesses, minlength=100).reshape(10, 10)
     mistakes = np.where(np.eye(10, dtype=bool), 0, counts)
     left.imshow(mistakes, cmap="Oranges", vmax=max(1, mistakes.max()) * 1.4, aspect="auto")
     for (truth, guess), count in np.ndenumerate(counts):
         if count:
-            right_one = truth == guess
-            left.text(
-                guess, truth, f"{count:,}", ha="center", va="center", fontsize=9, color=GREY if right_one else "black"
-            )
+            color = GREY if truth == guess else "black"
+            left.text(guess, truth, f"{count:,}", ha="center", va="center", fontsize=9, color=color)
     left.set(xlabel="answer", ylabel="truth", xticks=range(10), yticks=range(10))
     left.tick_params(length=0)
     totals = counts.sum(axis=1)
@@ -188,10 +178,7 @@ def confusion(labels: NDArray[np.int64], guesses: NDArray[np.int64], title: str)
 
 
 def calibration(confidences: NDArray[np.floating], right: NDArray[np.bool_], bins: int, title: str) -> "Figure":
-    """A reliability diagram: the accuracy of answers that were about as confident, and how many these are.
-
-    The bars of uncertainty are Wilson's intervals at 95 %.
-    """
+    """A reliability diagram: the accuracy of answers that were about as confident, and how many these are."""
     place = np.minimum((confidences * bins).astype(int), bins - 1)
     count = np.bincount(place, minlength=bins)
     some = np.flatnonzero(count)
@@ -202,28 +189,23 @@ def calibration(confidences: NDArray[np.floating], right: NDArray[np.bool_], bin
     picture = figure(5.2, 5.6, f"{title}: expected calibration error {error:.2%}")
     upper, lower = picture.subplots(2, 1, height_ratios=(3, 1), sharex=True)
     picture.subplots_adjust(0.17, 0.1, 0.96, 0.89, hspace=0.08)
-    z = 1.96
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     upper.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1, label="as right as it is sure")
-    ranges = np.abs([middle - half - share, middle + half - share])
-    upper.errorbar(
-        mean,
-        share,
-        ranges,
-        fmt="o",
-        color=BLUE,
-        markersize=5,
-        capsize=2,
-        linewidth=1,
-        label="answers, with 95 % intervals",
-    )
+    look: dict[str, Any] = {"fmt": "o", "color": BLUE, "markersize": 5, "capsize": 2, "linewidth": 1}
+    ranges = np.abs(np.array(wilson(share, n)) - share)
+    upper.errorbar(mean, share, ranges, **look, label="answers, with 95 % intervals")
     upper.set(ylabel="share of right answers", ylim=(-0.03, 1.03), xlim=(0, 1.015))
     upper.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 0.98), ncols=2, fontsize=9)
     lower.bar((np.arange(bins) + 0.5) / bins, count, 0.9 / bins, color=ORANGE)
     lower.set(yscale="log", ylabel="answers", xlabel="confidence", ylim=(0.6, None))
     lower.yaxis.set_major_formatter("{x:,.0f}")
     return picture
+
+
+def wilson(share: Any, count: Any, z: float = 1.96) -> tuple[Any, Any]:
+    """The interval of a share of so many, or of each of several shares, at 95 %."""
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return middle - half, middle + half
 
 
 def figure(width: float, height: float, title: str) -> "Figure":
@@ -233,6 +215,13 @@ def figure(width: float, height: float, title: str) -> "Figure":
     picture = Figure(figsize=(width, height))
     picture.suptitle(title, fontsize=10, y=1 - 0.09 / height, va="top")
     return picture
+
+
+def with_axes(width: float, height: float, title: str, *sides: float) -> "tuple[Figure, Axes]":
+    """A figure with axes from `sides`: the left, bottom, right and top of them, as shares of it."""
+    picture = figure(width, height, title)
+    picture.subplots_adjust(*sides)
+    return picture, picture.subplots()
 
 
 def _loss_and_accuracy(title: str) -> "tuple[Figure, Sequence[Axes]]":

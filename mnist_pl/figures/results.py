@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mnist_pl.figures.plots import BLUE, COLORS, GREY, LINES, ORANGE, RED, figure, spread_out_high_accuracies
+from mnist_pl.figures.plots import BLUE, COLORS, GREY, LINES, ORANGE, RED, spread_out_high_accuracies, with_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,9 +61,7 @@ def _lines(scored: Sequence[Scored], x: str, others: Sequence[str], title: str) 
     columns = 1 if max(map(len, shown)) > 40 else 2
     below = -(-len(shown) // columns) if "" not in shown else 0
     height = 3.9 + 0.2 * below
-    picture = figure(7.2, height, title)
-    axes = picture.subplots()
-    picture.subplots_adjust(0.11, (0.62 + 0.2 * below) / height, 0.97, 1 - 0.42 / height)
+    picture, axes = with_axes(7.2, height, title, 0.11, (0.62 + 0.2 * below) / height, 0.97, 1 - 0.42 / height)
     for number, (label, points) in enumerate(shown.items()):
         points.sort()
         color, line = COLORS[number % len(COLORS)], LINES[number // len(COLORS) % len(LINES)]
@@ -98,9 +96,8 @@ def _heat_map(scored: Sequence[Scored], down: str, across: str, title: str) -> "
         means[place] = np.mean(values)
         spread[place] = np.std(values, ddof=1) if len(values) > 1 else 0.0
     width, height = max(4.8, 1.6 + 1.0 * len(columns)), max(3.0, 1.3 + 0.6 * len(rows))
-    picture = figure(width, height, title)
-    axes = picture.subplots()
-    picture.subplots_adjust(1.0 / width, 0.65 / height, 1 - 0.15 / width, 1 - 0.42 / height)
+    sides = (1.0 / width, 0.65 / height, 1 - 0.15 / width, 1 - 0.42 / height)
+    picture, axes = with_axes(width, height, title, *sides)
     heights = -np.log10(np.maximum(1 - means, 1e-4))  # half as many wrong answers are a step, wherever
     low, high = np.nanmin(heights), np.nanmax(heights)
     axes.imshow(heights, cmap="Blues", vmin=low - 0.1, vmax=high + 0.7 * (high - low) + 0.1, aspect="auto")
@@ -124,9 +121,8 @@ def _bars(scored: Sequence[Scored], varied: Sequence[str], title: str) -> "Figur
     labels = [choice[only] if only in choice else _label(choice, varied) or "all" for choice, _ in shown]
     room = min(3.8, 0.45 + 0.085 * max(map(len, labels)))
     width, height = 4.6 + room, 1.2 + 0.34 * len(shown)
-    picture = figure(width, height, f"{title}, by {only}" if only else title)
-    axes = picture.subplots()
-    picture.subplots_adjust(room / width, 0.6 / height, 1 - 0.2 / width, 1 - 0.42 / height)
+    sides = (room / width, 0.6 / height, 1 - 0.2 / width, 1 - 0.42 / height)
+    picture, axes = with_axes(width, height, f"{title}, by {only}" if only else title, *sides)
     means = [float(np.mean(values)) for _, values in shown]
     axes.barh(range(len(shown)), means, color=BLUE, alpha=0.35, height=0.62)
     for place, (_, values) in enumerate(shown):
@@ -147,9 +143,8 @@ def _accuracy_axis(axes: "Axes", accuracies: Sequence[float], across: bool = Fal
 
 def history(trials: Sequence[tuple[int, float | None, str]], title: str) -> "Figure":
     """The score of each trial (number, score, state as Optuna calls it), and the best finished one so far."""
-    picture = figure(7.5, 4.2, f"{title}: best validation accuracy of each trial")
-    axes = picture.subplots()
-    picture.subplots_adjust(0.1, 0.12, 0.98, 0.85)
+    title += ": best validation accuracy of each trial"
+    picture, axes = with_axes(7.5, 4.2, title, 0.1, 0.12, 0.98, 0.85)
     looks: dict[str, Any] = {
         "COMPLETE": {"label": "finished", "color": BLUE},
         "PRUNED": {"label": "given up", "edgecolor": GREY, "facecolor": "none"},
@@ -179,9 +174,8 @@ def history(trials: Sequence[tuple[int, float | None, str]], title: str) -> "Fig
 def importances(shares: Mapping[str, float], title: str) -> "Figure":
     """Bars, the most important setting first; the shares sum to 1."""
     height = 1.1 + 0.32 * len(shares)
-    picture = figure(7.5, height, f"{title}: what decides the score after the first validation (fANOVA)")
-    axes = picture.subplots()
-    picture.subplots_adjust(0.3, 0.5 / height, 0.94, 1 - 0.4 / height)
+    title += ": what decides the score after the first validation (fANOVA)"
+    picture, axes = with_axes(7.5, height, title, 0.3, 0.5 / height, 0.94, 1 - 0.4 / height)
     names = sorted(shares, key=lambda name: shares[name])
     axes.barh(names, [shares[name] for name in names], color=BLUE, height=0.6)
     for place, name in enumerate(names):

@@ -31,23 +31,19 @@ LARGEST_LAYER = 2_000_000  # numbers for one image: two gigabytes for the 250 im
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The checkpoint's plain values and tensors, on the CPU. Nothing in the file is executed.
-
-    Raises:
-        ValueError: the file is not a checkpoint of this project, or holds less than it claims.
-    """
+    """The checkpoint's plain values and tensors, on the CPU; nothing in the file is executed. Raises ValueError where
+    it is not a checkpoint of this project, or holds less than it claims."""
     try:
         with open(path, "rb") as file:
             checkpoint = _read(file, path.stat().st_size)
     except Exception as error:  # a stranger's file can break the reader in any way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"ckpt_path={path}: not a checkpoint that can be read safely ({reason})") from error
-    kinds = {"model": str, "state_dict": dict, "hyper_parameters": dict}
-    if not isinstance(checkpoint, dict) or any(
-        not isinstance(checkpoint.get(name), kind) for name, kind in kinds.items()
-    ):
-        raise ValueError(f"ckpt_path={path}: not a checkpoint of this project (it lacks {', '.join(kinds)})")
-    return checkpoint
+    match checkpoint:
+        case {"model": str(), "state_dict": dict(), "hyper_parameters": dict()}:
+            return checkpoint
+    lacks = "it lacks model, state_dict, hyper_parameters"
+    raise ValueError(f"ckpt_path={path}: not a checkpoint of this project ({lacks})")
 
 
 def _read(file: BinaryIO, size: int) -> Any:
@@ -77,11 +73,8 @@ def check_can_be_kept(parts: Mapping[str, Any]) -> None:
 
 
 def _look_through(file: BinaryIO, size: int) -> None:
-    """Raises ValueError where unpacking would take more memory than the file, or call more than makes a tensor.
-
-    torch.load with weights_only=True runs no stranger's code, but it unpacks deflated entries, and builds a bytearray
-    of any length.
-    """
+    """Raises ValueError where unpacking would take more memory than the file, or call more than makes a tensor:
+    torch.load with weights_only=True runs no stranger's code, but inflates entries, and builds any bytearray."""
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         if sum(entry.file_size for entry in entries) > size:
@@ -118,13 +111,10 @@ def load(paths: Sequence[Path], own: type | None = None) -> tuple[DigitClassifie
 
 
 def join(paths: Sequence[Path], own: type | None = None, **how: Any) -> tuple[Ensemble, dict[str, Any]]:
-    """The networks of some checkpoints as an Ensemble, ready to predict; returns it with a checkpoint of its own.
+    """The networks of some checkpoints as an Ensemble, as `load_model` gives one, with a checkpoint of its own, which
+    says of its data what the first does. `how` has the Ensemble's other settings.
 
-    It takes what the first says of its data. `own` is the class that the caller trusts, as for `load_model`; `how` has
-    the Ensemble's other settings.
-
-    Raises:
-        ValueError: a file is not a checkpoint of this project, or they were trained on different data sets.
+    Raises ValueError where a file is not a checkpoint of this project, or they were trained on different data sets.
     """
     members: list[DigitClassifier] = []
     about: list[dict[str, Any]] = []  # of the data of each
@@ -159,10 +149,8 @@ def trained_on(checkpoint: dict[str, Any]) -> dict[str, Any]:
 def load_model(path: Path, own: type | None = None) -> tuple[DigitClassifier, dict[str, Any]]:
     """Rebuilds the network that a checkpoint describes, ready to predict; returns it with the checkpoint.
 
-    A class from elsewhere is never imported because a file names it: `own` is the one that the caller trusts.
-
-    Raises:
-        ValueError: the file is not a checkpoint of this project, or does not hold what it describes.
+    A class from elsewhere is never imported because a file names it: `own` is the one that the caller trusts. Raises
+    ValueError where the file is not a checkpoint of this project, or does not hold what it describes.
     """
     checkpoint = read(path)
     kind = _find_class(path, checkpoint, own)
@@ -253,26 +241,19 @@ def measure(sketch: DigitClassifier, room: float = inf) -> None:
         raise ValueError(f"it describes {numbers:,} weights in a file of {room:,} bytes")
     sizes: list[int] = []
     for layer in sketch.modules():
-        layer.register_forward_hook(
-            lambda module, images, answer: sizes.extend(part.numel() for part in _tensors([answer]))
-        )
+        layer.register_forward_hook(lambda *call: sizes.extend(part.numel() for part in _tensors(call[-1])))
     try:
         sketch(torch.empty(1, 1, 28, 28))
     except RuntimeError as error:  # an operation that depends on numbers, which a sketch has not
         if not isinstance(error, NotImplementedError) and "meta" not in str(error):
             raise
     if max(sizes, default=0) > LARGEST_LAYER:
-        raise ValueError(
-            f"one of its layers gives {max(sizes):,} numbers for each image; {LARGEST_LAYER:,} are the most"
-        )
+        many = f"{max(sizes):,} numbers for each image"
+        raise ValueError(f"one of its layers gives {many}; {LARGEST_LAYER:,} are the most")
 
 
 def check_fits(path: Path, model: DigitClassifier) -> dict[str, Any]:
-    """Reads a checkpoint that `model` is to take over.
-
-    Raises:
-        ValueError: it was made by another network.
-    """
+    """Reads a checkpoint that `model` is to take over. Raises ValueError where it was made by another network."""
     checkpoint = read(path)
     kind = type(model)
     name = known_as(kind)

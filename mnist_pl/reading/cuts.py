@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import minimum_filter1d
 
-from mnist_pl.reading.ink import Ink, Part, stroke_width
+from mnist_pl.reading.ink import Ink, Part, scaled, stroke_width
 
 MOST = 12  # of each kind
 NARROW = 0.12  # of the digits' height: nearer the part's ends there are none
@@ -37,10 +38,8 @@ def straight_cuts(part: Part, tall: float) -> list[Cut]:
         matrix = np.array([[1, slant, -slant * height / 2], [0, 1, 0]], np.float32)
         upright = cv2.warpAffine(ink, matrix, (width, height)) if slant else ink
         profile = np.convolve(upright.sum(axis=0), np.ones(3) / 3, mode="same") / stroke
-        least = [
-            x for x in range(margin, width - margin) if profile[x] <= profile[max(0, x - reach) : x + reach + 1].min()
-        ]
-        found += [(x, slant, float(profile[x])) for x in least if profile[x] < THROUGH]
+        least = (profile <= minimum_filter1d(profile, 2 * reach + 1)) & (profile < THROUGH)
+        found += [(x, slant, float(profile[x])) for x in range(margin, width - margin) if least[x]]
     apart: list[tuple[int, float, float]] = []
     for x, slant, strokes in sorted(found, key=lambda one: one[2] + 0.3 * abs(one[1])):
         if all(abs(x - other) > reach / 2 or abs(slant - another) > 0.3 for other, another, _ in apart):
@@ -52,11 +51,11 @@ def straight_cuts(part: Part, tall: float) -> list[Cut]:
 def winding_cuts(part: Part, tall: float) -> list[Cut]:
     """The best ways through each place on the middle row, but where they part the ink as a better one does."""
     ink = part.ink
-    height, width = ink.shape
+    height = len(ink)
     share = min(1.0, HIGH / height)
-    size = max(1, round(width * share)), max(1, round(height * share))
-    small = cv2.resize(ink, size, interpolation=cv2.INTER_AREA)
-    middle = size[1] // 2
+    small = scaled(ink, share)
+    high, wide = small.shape
+    middle = high // 2
     down, up = _ways(small[middle:]), _ways(small[middle::-1])
     stroke = max(stroke_width(small), 1.0)
     cost = (down[0] + up[0] - small[middle]) / stroke
@@ -64,10 +63,10 @@ def winding_cuts(part: Part, tall: float) -> list[Cut]:
     before = np.take_along_axis(np.cumsum(small, axis=1), columns, axis=1)  # the ink to the left of it, in each row
     margin, apart = max(1, int(NARROW * tall * share)), APART * tall * share * stroke
     found: list[int] = []
-    for x in sorted(range(margin, size[0] - margin), key=lambda x: cost[x]):
+    for x in sorted(range(margin, wide - margin), key=lambda x: cost[x]):
         if cost[x] < THROUGH and all(np.abs(before[:, x] - before[:, other]).sum() > apart for other in found):
             found.append(x)
-    rows = np.minimum((np.arange(height) * share).astype(int), size[1] - 1)
+    rows = np.minimum((np.arange(height) * share).astype(int), high - 1)
     return [Cut(np.round((columns[rows, x] + 0.5) / share).astype(int), float(cost[x])) for x in found[:MOST]]
 
 
@@ -98,6 +97,5 @@ def between(part: Part, start: Cut, end: Cut) -> Part | None:
     if not kept.any():
         return None
     ink = np.where(kept[labels] | (labels == 0), ink, 0)
-    rows, columns = np.flatnonzero(ink.max(axis=1) > 0.25), np.flatnonzero(ink.max(axis=0) > 0.25)
-    top, left = int(rows[0]), int(columns[0])
-    return Part(part.left + left, part.top + top, ink[top : rows[-1] + 1, left : columns[-1] + 1], part.darkness)
+    left, top, width, height = cv2.boundingRect((ink > 0.25).astype(np.uint8))
+    return Part(part.left + left, part.top + top, ink[top : top + height, left : left + width], part.darkness)

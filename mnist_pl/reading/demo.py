@@ -15,6 +15,7 @@ import re
 import socket
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ OPEN = re.compile(
 JSON = re.compile(r"/gradio_api/(queue/join|(call|run|api)/read)/?")
 Scope = dict[str, Any]
 Receive = Callable[[], Any]
-Send = Callable[[dict[str, Any]], Any]
+Send = Callable[[Any], Any]
 
 
 class Network(NamedTuple):
@@ -85,7 +86,9 @@ class Gate:
             await self.app(scope, self.counted(receive), answer)
         except Refusal as refusal:
             if not started:
-                await _respond(send, refusal)
+                from starlette.responses import JSONResponse
+
+                await JSONResponse({"error": refusal.reason}, refusal.code)(scope, receive, send)
 
     def check(self, path: str, headers: dict[str, str]) -> None:
         host, origin = headers.get("host", ""), headers.get("origin")
@@ -154,11 +157,8 @@ class Gate:
 
 
 def uploaded(picture: Any, folder: Path) -> Path:
-    """The file that Gradio's client has uploaded; it will be removed, so nothing else may come of what a client says.
-
-    Raises:
-        ValueError: it is not one in `folder`.
-    """
+    """The file that Gradio's client has uploaded. Raises ValueError where it is not one in `folder`: it will be
+    removed, whatever a client says."""
     path = picture.get("path") if isinstance(picture, dict) else None
     if not isinstance(path, str) or "\0" in path:
         raise ValueError("not an uploaded file")
@@ -169,22 +169,13 @@ def uploaded(picture: Any, folder: Path) -> Path:
 
 
 def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
+    with suppress(ValueError):
+        return bool(ipaddress.ip_address(name))
+    return False
 
 
 def _is_loopback(name: str) -> bool:
     return name == "localhost" or (_is_address(name) and ipaddress.ip_address(name).is_loopback)
-
-
-async def _respond(send: Send, refusal: Refusal) -> None:
-    content = json.dumps({"error": refusal.reason}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
-    await send({"type": "http.response.start", "status": refusal.code, "headers": headers})
-    await send({"type": "http.response.body", "body": content})
 
 
 def make_room(folder: Path, limit: int) -> None:
@@ -207,11 +198,9 @@ def serve(
 ) -> str:
     """Starts a server in a thread, which ends with the process; returns the page's address.
 
-    `networks` are those that can be chosen, the first by itself; asked again whenever the page is opened. The
-    first `named` of them have to be readable. `folder` is for the pictures that are sent, until they have been read.
-
-    Raises:
-        ValueError: a network that was named cannot be read, or the address not be had.
+    `networks` are those that can be chosen, asked again whenever the page is opened; the first answers where none is
+    chosen, and the first `named` have to be readable. `folder` is for the pictures that are sent, until they are read.
+    Raises ValueError where a network that was named cannot be read, or the address not be had.
     """
     check_address(host, port)
     reader = Reader(seconds)  # imports torch, while this process imports Gradio
@@ -277,23 +266,10 @@ def serve(
             raise Error(str(error), print_exception=False) from None
 
     reader.load(one.checkpoint for one in networks()[:named])
-    _, url, _ = server.launch(
-        server_name=host,
-        server_port=port if port is not None else free_port(host),
-        share=False,
-        quiet=True,
-        prevent_thread_lock=True,
-        inline=False,
-        max_file_size=limit,
-        enable_monitoring=False,
-        run_history=False,
-        mcp_server=False,
-        ssr_mode=False,
-        pwa=False,
-        state_session_capacity=100,
-        root_path="",
-        _frontend=False,
-    )
+    off = ("share", "inline", "enable_monitoring", "run_history", "mcp_server", "ssr_mode", "pwa", "_frontend")
+    settings: dict[str, Any] = {**dict.fromkeys(off, False), "quiet": True, "prevent_thread_lock": True}
+    settings |= {"root_path": "", "max_file_size": limit, "state_session_capacity": 100}
+    _, url, _ = server.launch(server_name=host, server_port=free_port(host) if port is None else port, **settings)
     return str(url)
 
 
@@ -324,11 +300,9 @@ def check_address(host: str, port: int | None) -> None:
 
 def free_port(host: str) -> int:
     for port in range(PORT, PORT + 100):
-        try:
+        with suppress(ValueError):
             check_address(host, port)
-        except ValueError:
-            continue
-        return port
+            return port
     raise ValueError(f"port: none of {PORT} to {PORT + 99} is free; say port=9000")
 
 
@@ -336,19 +310,11 @@ def _headers(page: str) -> dict[str, str]:
     """The page asks nobody but its own server, and no other page may frame it."""
     scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
-    allowed = {
-        "default-src": "'none'",
-        "script-src": " ".join(f"'sha256-{digest}'" for digest in hashes),
-        "style-src": "'unsafe-inline'",
-        "img-src": "data: blob:",
-        "media-src": "blob:",
-        "connect-src": "'self'",
-        "frame-ancestors": "'none'",
-        "base-uri": "'none'",
-        "form-action": "'none'",
-    }
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
     return {
-        "content-security-policy": "; ".join(f"{name} {sources}" for name, sources in allowed.items()),
+        "content-security-policy": f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; media-src blob:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; "
+        "form-action 'none'",
         "x-content-type-options": "nosniff",
         "referrer-policy": "no-referrer",
         "cache-control": "no-store",

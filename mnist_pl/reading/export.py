@@ -65,10 +65,8 @@ def export(
 ) -> tuple[bytes, Tensor]:
     """The file's content, and its probabilities (N, 10), which are within TOLERANCE of `expected`, those of `model`.
 
-    `images` (N, 28, 28) uint8; `facts`, plain values, are written into the file.
-
-    Raises:
-        ValueError: the format cannot express the network; or the file's answers differ from the network's.
+    `images` (N, 28, 28) uint8; `facts`, plain values, are written into the file. Raises ValueError where the format
+    cannot express the network, or the file's answers differ from the network's.
     """
     writers: dict[str, Writer] = {"onnx": _as_onnx, "torch": _as_program, "html": _as_page}
     content, answer = writers[format](model, facts, images, expected)
@@ -143,7 +141,8 @@ def _as_onnx(model: DigitClassifier, facts: dict[str, Any], *_: Tensor) -> tuple
             if size.dim_param:
                 size.dim_param = "N"
     proto.producer_name, proto.producer_version = facts["made_by"].split()
-    onnx.helper.set_model_props(proto, {name: _text(value) for name, value in facts.items()})
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()}
+    onnx.helper.set_model_props(proto, texts)
     onnx.checker.check_model(proto)
     content = proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
@@ -160,10 +159,6 @@ def _as_program(model: DigitClassifier, facts: dict[str, Any], *_: Tensor) -> tu
     return file.getvalue(), read_again
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 # The page. Its script knows the layers that are named here, by `kind`.
 
 
@@ -173,7 +168,7 @@ def _as_page(model: DigitClassifier, facts: dict[str, Any], images: Tensor, expe
         if model.vote != "mean":
             raise ValueError(
                 f"format=html: a page has the mean of what networks say, and this ensemble has vote={model.vote}; "
-                f"format=onnx may do"
+                "format=onnx may do"
             )
         together = list(model.net)
     weights: list[np.ndarray] = []
@@ -242,24 +237,14 @@ def _describe(layer: nn.Module, flat: bool, keep: Callable[[Tensor], int]) -> di
     if type(layer) is nn.Flatten and (layer.start_dim, layer.end_dim) == (1, -1):
         return {"kind": "flatten"}
     if type(layer) is nn.Linear and flat:
-        return {
-            "kind": "linear",
-            "outputs": layer.out_features,
-            "weight": keep(layer.weight),
-            "bias": keep(_bias(layer)),
-        }
+        affine = {"outputs": layer.out_features, "weight": keep(layer.weight), "bias": keep(_bias(layer))}
+        return {"kind": "linear", **affine}
     if type(layer) is nn.Conv2d and (layer.groups, layer.dilation, layer.padding_mode) == (1, (1, 1), "zeros"):
         if isinstance(layer.padding, str):
             return None
-        bias = torch.zeros(layer.out_channels) if layer.bias is None else layer.bias
         sizes = {"kernel": layer.kernel_size, "stride": layer.stride, "padding": layer.padding}
-        return {
-            "kind": "conv",
-            "outputs": layer.out_channels,
-            **sizes,
-            "weight": keep(layer.weight),
-            "bias": keep(bias),
-        }
+        affine = {"weight": keep(layer.weight), "bias": keep(_bias(layer))}
+        return {"kind": "conv", "outputs": layer.out_channels, **sizes, **affine}
     if type(layer) is nn.MaxPool2d and _pair(layer.dilation) == (1, 1) and not layer.ceil_mode:
         sizes = {"kernel": _pair(layer.kernel_size), "stride": _pair(layer.stride), "padding": _pair(layer.padding)}
         return {"kind": "maxpool", **sizes}

@@ -63,22 +63,20 @@ class Page:
 
 
 def find_ink(gray: Gray, smooth: bool = False, other: bool = False) -> Page:  # (H, W)
-    """`smooth` takes the light to fall off smoothly, without shadows: then strokes may be of any width.
-
-    `other` looks for ink of the less likely polarity.
-    """
+    """`smooth` takes the light to fall off smoothly, without shadows: then strokes may be of any width. `other` looks
+    for ink of the less likely polarity."""
     left, top, gray = _pasted(gray)
     scale = 1.0
     longer = max(gray.shape)
     if longer > WORKING or longer < SMALL:
         scale = (WORKING if longer > WORKING else SMALL) / longer
-        size = max(1, round(gray.shape[1] * scale)), max(1, round(gray.shape[0] * scale))
-        gray = cv2.resize(gray, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+        gray = scaled(gray, scale, cv2.INTER_CUBIC)
     flat = _flat(gray)
-    if flat is not None:
-        paper, over, sign = _even(gray, flat, other)
+    if flat is None and not smooth:
+        paper, over, sign = _paper(gray, other)
     else:
-        paper, over, sign = _smooth(gray, other) if smooth else _paper(gray, other)
+        paper = over = _smooth(gray).clip(0, 255) if flat is None else np.full(gray.shape, flat, np.float32)
+        sign = 1 if (_strength(paper - gray) >= _strength(gray - paper)) != other else -1
     typical = float(np.median(paper))
     light = np.maximum(np.maximum(paper, 0.5 * typical) if sign > 0 else 255 - 0.5 * paper, 32)
     under = np.minimum(paper, over) if sign > 0 else np.maximum(paper, over)
@@ -122,44 +120,32 @@ def _flat(gray: Gray) -> int | None:
     return None if _thick(mask, THICKEST * min(small.shape)).any() else paper
 
 
-def _even(gray: Gray, level: int, other: bool) -> tuple[Ink, Ink, int]:
-    """As `_paper`, of one brightness all over."""
-    paper = np.full(gray.shape, level, np.float32)
-    sign = 1 if (_strength(paper - gray) >= _strength(gray - paper)) != other else -1
-    return paper, paper, sign
-
-
-def _smooth(gray: Gray, other: bool) -> tuple[Ink, Ink, int]:
-    """As `_paper`, of a light that is a polynomial of the place."""
-    paper = cv2.resize(_trend(_small(gray, ROUGH // 2)), gray.shape[::-1], interpolation=cv2.INTER_LINEAR)
-    paper = paper.clip(0, 255)
-    sign = 1 if (_strength(paper - gray) >= _strength(gray - paper)) != other else -1
-    return paper, paper, sign
-
-
-def _trend(small: Gray) -> Ink:  # (H, W)
-    """A polynomial of the place: fitted to the frame, then to all that is like it."""
+def _smooth(gray: Gray) -> Ink:
+    """The paper's brightness, a polynomial of the place: fitted to the frame, then to all that is like it."""
+    small = _small(gray, ROUGH // 2)
     height, width = small.shape
     y, x = np.mgrid[:height, :width].reshape(2, -1).astype(np.float32) / max(height, width)
     terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y])
     values = small.ravel().astype(np.float32)
     ring = max(1, min(height, width) // 12)
-    inner = np.zeros(small.shape, bool)
-    inner[ring:-ring, ring:-ring] = True
-    used = ~inner.ravel()
+    frame = np.ones(small.shape, bool)
+    frame[ring:-ring, ring:-ring] = False
+    used = frame.ravel()
     for _ in range(FITS):
         fit = np.linalg.lstsq(terms[:, used].T, values[used], rcond=None)[0]
         away = np.abs(values - fit @ terms)
         used = away < max(2.5 * 1.4826 * float(np.median(away[used])), 4)
-        if not used.any():
-            break
-    return (fit @ terms).reshape(small.shape).astype(np.float32)
+    trend = (fit @ terms).reshape(small.shape).astype(np.float32)
+    return cv2.resize(trend, gray.shape[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 def _small(gray: Any, longer: int = ROUGH) -> Any:
-    share = min(1.0, longer / max(gray.shape))
-    size = max(1, round(gray.shape[1] * share)), max(1, round(gray.shape[0] * share))
-    return cv2.resize(gray, size, interpolation=cv2.INTER_AREA)
+    return scaled(gray, min(1.0, longer / max(gray.shape)))
+
+
+def scaled(image: Any, share: float, enlarge: int = cv2.INTER_LINEAR) -> Any:
+    height, width = (max(1, round(side * share)) for side in image.shape)
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if share < 1 else enlarge)
 
 
 def _paper(gray: Gray, other: bool) -> tuple[Ink, Ink, int]:
@@ -169,8 +155,7 @@ def _paper(gray: Gray, other: bool) -> tuple[Ink, Ink, int]:
     not follow of the light is left.
     """
     small = _small(gray)
-    trend = cv2.resize(_trend(_small(small, ROUGH // 2)), small.shape[::-1], interpolation=cv2.INTER_LINEAR)
-    level = np.clip(small - trend + 128, 0, 255).astype(np.uint8)
+    level = np.clip(small - _smooth(small) + 128, 0, 255).astype(np.uint8)
     away = _median(level, 0.6 * min(small.shape)).astype(np.float32) - level
     found = {sign: _below_ink(small, away * sign, sign) for sign in (1, -1)}
     blurred = cv2.GaussianBlur(small, (0, 0), 0.8)
@@ -310,7 +295,7 @@ def _erase_rules(ink: Ink, floor: float, crossing: list[Rule]) -> list[Rule]:
         return []
     runs = _runs(inked)
     share = small.shape[1] / width
-    found = [_rule(line, share, ink, runs) for line in lines.reshape(-1, 4).tolist() if _falls(line) < STEEPEST]
+    found = [_rule(line, share, ink, runs) for line in lines.reshape(-1, 4).tolist()]
     rules = [rule for rule in found if rule is not None and rule.thick <= THIN * min(height, width)]
     if not rules:
         return []
@@ -357,9 +342,11 @@ def _reaching(mask: Gray, length: float) -> Gray:
 
 
 def _rule(line: list[int], share: float, ink: Ink, runs: NDArray[np.int32]) -> Rule | None:
-    """A line, found at that share of the size; None where it is a row of digits: broken, or inked above and below."""
+    """A line, found at that share of the size; None where it is steep, or a row of digits: broken, or ink is near."""
     x0, y0, x1, y1 = line
     fall = (y1 - y0) / max(x1 - x0, 1)
+    if abs(fall) >= STEEPEST:
+        return None
     x = np.arange(round(x0 / share), min(round(x1 / share) + 1, ink.shape[1]))
     y = (y0 + (x * share - x0) * fall) / share
 
@@ -375,11 +362,6 @@ def _rule(line: list[int], share: float, ink: Ink, runs: NDArray[np.int32]) -> R
     if beside > BESIDE:
         return None
     return Rule(y0 / share - x0 / share * fall, fall, len(x), thick, float(np.median(darkest)))
-
-
-def _falls(line: list[int]) -> float:
-    x0, y0, x1, y1 = line
-    return abs(y1 - y0) / max(abs(x1 - x0), 1)
 
 
 def _runs(mask: Gray) -> NDArray[np.int32]:  # (H, W) -> (H, W)
@@ -434,7 +416,6 @@ def find_parts(page: Page) -> list[Part]:
     order = np.argsort(peaks)
     typical = peaks[order][np.searchsorted(np.cumsum(weights[order]), weights.sum() * 0.6)]
     visible = (peaks >= max(FAINT * typical, 1.3 * page.floor)) & (sizes >= 4)
-    visible[0] = False
     on_edge = np.bincount(labels.ravel(), (ink < page.edges).ravel(), len(peaks))
     visible &= on_edge < ON_EDGE * np.maximum(sizes, 1)
     low = np.maximum(page.floor, SHARE * peaks)
@@ -485,8 +466,8 @@ def _connected(mask: Mask, gap: float) -> NDArray[np.int32]:  # (H, W) -> (H, W)
     """Numbers what hangs together, or is at most `gap` pixels apart."""
     inked = mask.astype(np.uint8)
     if gap < 1:
-        return cv2.connectedComponents(inked, connectivity=8)[1]
-    return cv2.connectedComponents(cv2.dilate(inked, _disc(gap)), connectivity=8)[1] * inked
+        return cv2.connectedComponents(inked)[1]
+    return cv2.connectedComponents(cv2.dilate(inked, _disc(gap)))[1] * inked
 
 
 def _peaks(ink: Ink, labels: NDArray[np.int32]) -> NDArray[np.float32]:  # -> (labels,)
@@ -526,9 +507,9 @@ def _mend_strokes(ink: Ink, side: float) -> Ink:  # side: pixels of a digit's lo
     return ink
 
 
-def _cropped(ink: Ink, level: float = 0.05) -> Ink:
-    rows, columns = np.flatnonzero(ink.max(axis=1) > level), np.flatnonzero(ink.max(axis=0) > level)
-    return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else ink
+def _cropped(ink: Ink) -> Ink:
+    left, top, width, height = cv2.boundingRect((ink > 0.05).astype(np.uint8))
+    return ink[top : top + height, left : left + width] if width else ink
 
 
 def stroke_width(ink: Ink) -> float:

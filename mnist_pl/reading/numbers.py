@@ -5,10 +5,10 @@ a wide part is one digit or several that touch, and whether something is a digit
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, permutations
 from math import atan2, cos, degrees, radians, sin
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ from mnist_pl.reading.ink import PAIR_SHAPE, Gray, Page, Part, as_mnist, as_pair
 from mnist_pl.reading.pictures import is_prepared, load
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mnist_pl.models import DigitClassifier
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom: pixels of the picture; right and bottom are not in it
@@ -73,6 +75,11 @@ class Digit:
     def confidence(self) -> float:
         return float(self.probabilities.max())
 
+    def as_dict(self) -> dict[str, Any]:
+        """Of plain values, for JSON."""
+        words = {name: getattr(self, name) for name in ("line", "place", "digit", "confidence", "box")}
+        return {**words, "probabilities": self.probabilities.tolist()}
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -88,14 +95,7 @@ class Answer:
     refused: tuple[Digit, ...] = ()  # what else is on the picture, and was not taken for a digit
 
     def as_dict(self) -> dict[str, Any]:
-        """Of plain values, for JSON."""
-        digits = [
-            {
-                **{name: getattr(digit, name) for name in ("line", "place", "digit", "confidence", "box")},
-                "probabilities": digit.probabilities.tolist(),
-            }
-            for digit in self.digits
-        ]
+        digits = [digit.as_dict() for digit in self.digits]
         return {"answer": self.text, "confidence": self.confidence, "note": self.note, "digits": digits}
 
 
@@ -108,10 +108,8 @@ WHOLE = Part(0, 0, np.zeros((SIDE, SIDE), np.float32))
 def read_files(
     model: "DigitClassifier", paths: Sequence[str | os.PathLike[str]]
 ) -> Iterator[tuple[str, "Answer | ValueError"]]:
-    """Each picture's path, in their order, and its answer, or why it cannot be read.
-
-    The next ones are decoded while the network looks at those before.
-    """
+    """Each picture's path, in their order, and its answer, or why it cannot be read. The next ones are decoded while
+    the network looks at those before."""
     with ThreadPoolExecutor(1) as network:
         waiting: list[Future[list[tuple[str, Answer | ValueError]]]] = []
         for group in _load_in_groups(paths):
@@ -146,11 +144,8 @@ def _read_group(model: "DigitClassifier", group: Loaded) -> list[tuple[str, Answ
     small = [i for i, (_, gray) in enumerate(group) if isinstance(gray, np.ndarray) and gray.shape == (SIDE, SIDE)]
     images = np.array([group[i][1] for i in small], np.uint8).reshape(-1, SIDE, SIDE)
     ready = is_prepared(images)
-    said = iter(classify(model, images[ready]))
-    answers: dict[int, Answer] = {}
-    for i, image, is_ready in zip(small, images, ready, strict=True):
-        if is_ready:
-            answers[i] = _answer([[(WHOLE, image, next(said))]])
+    seen = zip(np.array(small, int)[ready].tolist(), images[ready], classify(model, images[ready]), strict=True)
+    answers = {i: _answer([[(WHOLE, image, said)]]) for i, image, said in seen}
     return [
         (path, gray if isinstance(gray, ValueError) else answers[i] if i in answers else read(model, gray))
         for i, (path, gray) in enumerate(group)
@@ -173,18 +168,13 @@ def read(model: "DigitClassifier", gray: Gray) -> Answer:  # (H, W)
 
 def _covers(whole: Answer, pieces: Answer) -> bool:
     """Whether what one has found lies within digits of the other; or within all of them, where it has found none."""
-    boxes = [digit.box for digit in whole.digits]
-    slack = 0.1 * max(bottom - top for _, top, _, bottom in boxes)
+    starts, ends = np.split(np.array([digit.box for digit in whole.digits]), 2, axis=1)  # (N, 2): x and y
+    slack = 0.1 * (ends - starts)[:, 1].max()
     if not pieces.text:
-        lefts, tops, rights, bottoms = zip(*boxes, strict=True)
-        boxes = [(min(lefts), min(tops), max(rights), max(bottoms))]
-    return all(
-        any(
-            left >= box[0] - slack and top >= box[1] - slack and right <= box[2] + slack and bottom <= box[3] + slack
-            for box in boxes
-        )
-        for left, top, right, bottom in (digit.box for digit in (*pieces.digits, *pieces.refused))
-    )
+        starts, ends = starts.min(axis=0), ends.max(axis=0)
+    boxes = np.array([digit.box for digit in (*pieces.digits, *pieces.refused)]).reshape(-1, 1, 4)
+    inside = (boxes[..., :2] >= starts - slack) & (boxes[..., 2:] <= ends + slack)
+    return bool(inside.all(axis=2).any(axis=1).all())
 
 
 def _read(model: "DigitClassifier", gray: Gray, **look: bool) -> Answer:
@@ -202,8 +192,8 @@ def find_digits(page: Page) -> tuple[list[Part], float]:
     """By the ink's geometry alone: what may be a digit, or several that touch; and the digits' height in pixels."""
     parts = find_parts(page)
     tall = typical_height(parts)
-    underlines = (LONG * tall, SPECK * tall)
-    digits = join([part for part in parts if part.width < underlines[0] or part.height > underlines[1]], tall)
+    parts = [part for part in parts if part.width < LONG * tall or part.height > SPECK * tall]  # no underlines
+    digits = join(parts, tall)
     return [digit for digit in digits if max(digit.height, digit.width) >= SPECK * tall], tall
 
 
@@ -218,12 +208,8 @@ def _look(model: "DigitClassifier", parts: Sequence[Part]) -> list[Seen]:
 def _mend(model: "DigitClassifier", seen: list[Seen], tall: float) -> list[Seen]:
     """Joins what is no digit alone to a neighbour, where both together are one."""
     while sum(one[2].max() < NO_DIGIT for one in seen) <= MOST_TRIED:
-        pairs = [
-            (i, j)
-            for i, one in enumerate(seen)
-            for j, other in enumerate(seen)
-            if i != j and one[2].max() < NO_DIGIT and _may_belong(one[0], other[0], tall, 2 * NEAR, HALVES)
-        ]
+        pairs = [(i, j) for i, j in permutations(range(len(seen)), 2) if seen[i][2].max() < NO_DIGIT]
+        pairs = [(i, j) for i, j in pairs if _may_belong(seen[i][0], seen[j][0], tall, 2 * NEAR, HALVES)]
         tried = _look(model, [union(seen[i][0], seen[j][0]) for i, j in pairs])
         sure = [max(SURE, seen[j][2].max() - 0.1) for _, j in pairs]
         scores = [one[2].max() * (one[2].max() > least) for one, least in zip(tried, sure, strict=True)]
@@ -235,24 +221,20 @@ def _mend(model: "DigitClassifier", seen: list[Seen], tall: float) -> list[Seen]
 
 
 def classify(model: "DigitClassifier", images: Gray, shifts: int = 0) -> Probabilities:  # (N, 28, 28) -> (N, 10)
-    import torch
-
-    from mnist_pl.data import to_float
     from mnist_pl.models.looks import say_mean
 
-    parts = torch.from_numpy(images).split(AT_ONCE)
-    with torch.inference_mode():
-        return torch.cat([say_mean(model, to_float(part), shifts).exp() for part in parts]).numpy()
+    return _ask(lambda part: say_mean(model, part, shifts), images)
 
 
-def read_pairs(model: "DigitClassifier", images: Gray) -> Probabilities:  # (N, 28, 48) -> (N, 2, 10)
+def _ask(network: "Callable[[Tensor], Tensor]", images: Gray) -> Probabilities:
+    """What it gives log probabilities of, some images at a time."""
     import torch
 
     from mnist_pl.data import to_float
 
     parts = torch.from_numpy(images).split(AT_ONCE)
     with torch.inference_mode():
-        return torch.cat([model.read_pairs(to_float(part)).exp() for part in parts]).numpy()
+        return torch.cat([network(to_float(part)).exp() for part in parts]).numpy()
 
 
 def _answer(lines: list[list[Seen]], page: Page | None = None) -> Answer:
@@ -319,17 +301,14 @@ def join(parts: list[Part], tall: float) -> list[Part]:
     """Joins the pieces of a digit: the loose bar of a 5, an open 4, a stroke that was broken."""
     joined: list[Part] = []
     for part in sorted(parts, key=lambda part: -part.height * part.width):
-        around = next((i for i, other in enumerate(joined) if _is_inside(part, other)), None)
-        if around is not None:  # the eyes of a face, which is no 0
-            joined[around] = union(part, joined[around])
-            continue
-        if part.height < LOOSE * tall:
-            near = [other for other in joined if _belongs(part, other, tall)]
-            if near:
-                other = min(near, key=lambda other: _gap(part, other))
-                joined[next(i for i, one in enumerate(joined) if one is other)] = union(part, other)
-                continue
-        joined.append(part)
+        near = [i for i, other in enumerate(joined) if _is_inside(part, other)][:1]  # the eyes of a face, which is no 0
+        if not near and part.height < LOOSE * tall:
+            near = [i for i, other in enumerate(joined) if _belongs(part, other, tall)]
+        if near:
+            nearest = min(near, key=lambda i: _gap(part, joined[i]))
+            joined[nearest] = union(part, joined[nearest])
+        else:
+            joined.append(part)
     return joined
 
 
@@ -392,10 +371,8 @@ def _in_lines(seen: list[Seen], tall: float, angle: float) -> list[list[Seen]]:
     lines: list[list[Seen]] = []
     for one in sorted(seen, key=lambda one: _middle(one, angle)):
         y = _middle(one, angle)[1]
-        away = {
-            i: abs(float(np.mean([_middle(last, angle)[1] for last in line[-2:]])) - y) for i, line in enumerate(lines)
-        }
-        nearest = min(away, key=lambda i: away[i], default=-1)
+        away = [abs(float(np.mean([_middle(last, angle)[1] for last in line[-2:]])) - y) for line in lines]
+        nearest = int(np.argmin(away)) if away else -1
         if nearest >= 0 and away[nearest] < 0.55 * max(tall, *(it[0].height for it in [one, *lines[nearest][-2:]])):
             lines[nearest].append(one)
         else:
@@ -443,10 +420,8 @@ def _cut(model: "DigitClassifier", whole: Seen, tall: float, alone: bool) -> lis
 
 
 def _cut_along(model: "DigitClassifier", part: Part, tall: float, cuts: list[Cut]) -> tuple[float, list[Seen]]:
-    """The likeliest digits that some of the cuts make of it, if any, and the mean of their scores.
-
-    What is between two cuts is one digit, or two that the network reads together.
-    """
+    """The likeliest digits that some of the cuts make of it, if any, and the mean of their scores. What is between two
+    cuts is one digit, or two that the network reads together."""
     middle = part.height // 2
     ends = [Cut(np.full(part.height, at), 0.0) for at in (0, part.width)]
     cuts = [ends[0], *sorted(cuts, key=lambda cut: cut.columns[middle]), ends[1]]
@@ -488,7 +463,7 @@ def _pairs(
     wide = _pieces(part, cuts, PAIR_WIDTHS[0] * tall, PAIR_WIDTHS[1] * tall)
     at = [float(np.median(cut.columns)) for cut in cuts]
     images = np.array([as_pair(piece.ink) for piece in wide.values()], np.uint8).reshape(-1, *PAIR_SHAPE)
-    said = read_pairs(model, images)
+    said = _ask(model.read_pairs, images)  # (N, 2, 10)
     found: list[tuple[Edge, list[Seen]]] = []
     for (i, j), both in zip(wide, said, strict=True):
         if both.max(axis=1).min() < NO_DIGIT:

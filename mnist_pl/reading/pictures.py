@@ -18,11 +18,9 @@ from mnist_pl.data.digits import BOX, CENTRE, SIDE
 from mnist_pl.storage import printable
 
 DRAFT = 1000  # pixels a side that a JPEG decoder leaves at least
-SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".jfif"),
-    # Pictures that are not read: each is refused by name rather than passed over.
-    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".svg", ".tif", ".tiff", ".webp"),
-)
+SUFFIXES: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".jfif")
+# Pictures that are not read: each is refused by name rather than passed over.
+SUFFIXES += (".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl", ".svg", ".tif", ".tiff", ".webp")
 
 # A picture is a stranger's file. What it may cost:
 BYTES = 100_000_000
@@ -41,9 +39,7 @@ def find_pictures(path: str | os.PathLike[str]) -> list[Path]:
     """The pictures of a folder and those below it, in order; or the one file named.
 
     Those that are neither PNG nor JPEG and folders that cannot be searched are among them: they are refused when read.
-
-    Raises:
-        ValueError: there are none.
+    Raises ValueError where there are none.
     """
     start = Path(path)
     if not start.is_dir():
@@ -66,11 +62,7 @@ def find_pictures(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def load(path: str | os.PathLike[str]) -> Gray:
-    """(H, W) luminance, turned as the camera was held.
-
-    Raises:
-        ValueError: the file is not a readable picture.
-    """
+    """(H, W) luminance, turned as the camera was held. Raises ValueError where the file is not a readable picture."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="PIL")  # about metadata; what stops it from reading it raises
@@ -105,12 +97,12 @@ def _open(content: bytes) -> Image.Image:
     wide, high = picture.size
     if isinstance(picture, JpegImageFile):
         if _is_decoded_by_rows(picture, content):
-            _draft(picture)
+            picture.draft("L", (DRAFT, DRAFT))  # lets the decoder skip what would be thrown away; once is enough
         elif content.count(JPEG_SCAN) > SCANS:
             raise ValueError(f"a JPEG of over {SCANS} scans")
     if picture.width * picture.height > PIXELS or max(wide, high) > SIDES:
         raise ValueError(f"{wide}x{high} pixels are too many; at most {PIXELS:,} are read, {SIDES:,} a side")
-    _draft(picture)
+    picture.draft("L", (DRAFT, DRAFT))
     return picture
 
 
@@ -132,13 +124,8 @@ def _is_decoded_by_rows(picture: JpegImageFile, content: bytes) -> bool:
     return "progressive" not in picture.info and content.startswith(header, end - 8 - 2 * picture.layers)
 
 
-def _draft(picture: Image.Image) -> None:
-    """Lets the JPEG decoder skip what would be thrown away; once is enough."""
-    picture.draft("L", (DRAFT, DRAFT))
-
-
 def _gray(picture: Image.Image) -> Gray:
-    """(H, W) luminance, turned as the camera was held; transparent parts become paper in contrast to the ink."""
+    """Transparent parts become paper in contrast to the ink."""
     picture.load()
     block = 1
     while picture.width * picture.height > LARGE * block**2:

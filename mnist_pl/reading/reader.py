@@ -7,7 +7,6 @@ import signal
 import threading
 import traceback
 from collections.abc import Iterable
-from dataclasses import replace
 from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -32,11 +31,7 @@ class TooSlow(ValueError):
 
 
 class Reader:
-    """Reads one picture after the other, in a process of its own.
-
-    Args:
-        seconds: for a picture, and as long again waiting for those before it.
-    """
+    """Reads one picture after the other, in a process of its own: each within `seconds`, and as many again waiting."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -44,8 +39,7 @@ class Reader:
         self._start()
 
     def _start(self) -> None:
-        if hasattr(PROCESSES, "set_forkserver_preload"):
-            PROCESSES.set_forkserver_preload(list(NEEDED))
+        PROCESSES.set_forkserver_preload(list(NEEDED))
         self._pipe, theirs = PROCESSES.Pipe()
         self._process: BaseProcess = PROCESSES.Process(target=_work, args=(theirs,), daemon=True)
         self._process.start()
@@ -55,18 +49,13 @@ class Reader:
     def load(self, checkpoints: Iterable[Path]) -> None:
         """Raises ValueError where one of them holds no network; only then are pictures waited for."""
         for checkpoint in checkpoints:
-            self._ask(checkpoint, None)
+            self.read(checkpoint, None)
 
-    def read(self, checkpoint: Path, picture: Path) -> dict[str, Any]:
-        """The answer to a picture file, as `in_words` gives it.
+    def read(self, checkpoint: Path, picture: Path | None) -> Any:
+        """The answer to a picture file, as `in_words` gives it; None without one, once the checkpoint is loaded.
 
-        Raises:
-            ValueError: the file is no picture, or the checkpoint no network.
-            TooSlow: it would take too long.
+        Raises ValueError where the file is no picture, or the checkpoint no network; TooSlow, where it takes too long.
         """
-        return self._ask(checkpoint, picture)
-
-    def _ask(self, checkpoint: Path, picture: Path | None) -> Any:
         if not self._turn.acquire(timeout=self.seconds):
             raise TooSlow("busy with other pictures; try again")
         try:
@@ -141,11 +130,10 @@ def in_words(answer: "Answer", width: int, height: int) -> dict[str, Any]:
 
     `width` and `height` are of the picture that the boxes are on: large ones are reduced before they are read.
     """
-    said = answer.as_dict()
-    said["refused"] = replace(answer, digits=answer.refused).as_dict()["digits"]
-    for words, digit in zip(said["digits"] + said["refused"], answer.digits + answer.refused, strict=True):
-        words["image"] = _png(digit.image)
-    return {**said, "width": width, "height": height}
+    digits, refused = (
+        [{**digit.as_dict(), "image": _png(digit.image)} for digit in some] for some in (answer.digits, answer.refused)
+    )
+    return {**answer.as_dict(), "digits": digits, "refused": refused, "width": width, "height": height}
 
 
 def _png(image: Any) -> str:  # (28, 28) uint8

@@ -1,6 +1,7 @@
 """The schema of the commands. Imports nothing heavy: --help is quick."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -8,6 +9,8 @@ from omegaconf import MISSING, OmegaConf
 
 from mnist_pl.runs.folders import label
 from mnist_pl.runs.processes import nodes, processes
+
+CONF = Path(__file__).parents[2] / "conf"
 
 
 @dataclass
@@ -91,15 +94,8 @@ class Demo:
     megabytes: float = 20
 
 
-ConfigStore.instance().store("train_schema", Train)
-ConfigStore.instance().store("tune_schema", Tune)
-ConfigStore.instance().store("predict_schema", Predict)
-ConfigStore.instance().store("export_schema", Export)
-ConfigStore.instance().store("ensemble_schema", Ensemble)
-ConfigStore.instance().store("evaluate_schema", Evaluate)
-ConfigStore.instance().store("demo_schema", Demo)
-
-
+for schema in (Train, Tune, Predict, Export, Ensemble, Evaluate, Demo):
+    ConfigStore.instance().store(f"{schema.__name__.lower()}_schema", schema)
 OmegaConf.register_new_resolver("label", lambda *, _root_: label(_root_), replace=True)
 OmegaConf.register_new_resolver("processes", processes, replace=True)
 OmegaConf.register_new_resolver("nodes", nodes, replace=True)

@@ -16,14 +16,13 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from mnist_pl.runs import config  # noqa: F401  # registers the schema
+from mnist_pl.runs.config import CONF
 from mnist_pl.runs.sweep import Job, jobs
 from mnist_pl.storage import markdown, write
 
 if TYPE_CHECKING:
     from mnist_pl.models import DigitClassifier
 
-CONF = Path(__file__).parents[2] / "conf"
 KEPT = Path(__file__).with_name("front.csv")
 # Of a command line: what changes no result, and what a run is told by anyway.
 SILENT = ("seed", "threads", "logger", "callbacks.answers", "fit", "ckpt_path", "trainer.accelerator", "data.data_dir")
@@ -95,10 +94,9 @@ class Preset(NamedTuple):
         if n > 1:
             half = stdtrit(n - 1, (1 + SURE) / 2) * statistics.stdev(run.accuracy for run in self.runs) / sqrt(n)
             return max(0.0, self.accuracy - half), min(1.0, self.accuracy + half)
-        share, images, z = self.accuracy, self.runs[0].images, ndtri((1 + SURE) / 2)
-        middle = (share + z**2 / (2 * images)) / (1 + z**2 / images)
-        half = z / (1 + z**2 / images) * sqrt(share * (1 - share) / images + z**2 / (4 * images**2))
-        return middle - half, middle + half
+        from mnist_pl.figures.plots import wilson
+
+        return wilson(self.accuracy, self.runs[0].images, ndtri((1 + SURE) / 2))
 
 
 def names() -> list[str]:

@@ -9,6 +9,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,10 +53,8 @@ class Made(NamedTuple):
 def simulate(
     images: NDArray[np.uint8], labels: NDArray[np.int64], seed: int = SEED, counts: dict[str, int] | None = None
 ) -> Iterator[Made]:
-    """Pictures of MNIST's test images (10,000, 28, 28), and of what is no digit; as many of each kind as `counts` says.
-
-    Of another set (N, 28, 28), light on 0, too. No image is used twice, as long as there are enough.
-    """
+    """Pictures of test images (N, 28, 28), light on 0, and of what is no digit; as many of each kind as `counts` says.
+    No image is used twice, as long as there are enough."""
     order = shuffled(seed, len(labels))
     for number, kind in enumerate(KINDS):
         at = DIGITS_OF.get(kind, 0)
@@ -85,11 +84,8 @@ def build(
 ) -> None:
     """Leaves the pictures in `folder`, which appears when all of them are there, and takes the place of an earlier set.
 
-    Its `pictures.csv` says what each of them holds, and how it came about.
-
-    Raises:
-        ValueError: the folder holds something else.
-        OSError: it cannot be written.
+    Its `pictures.csv` says what each of them holds, and how it came about. Raises ValueError where the folder holds
+    something else, and OSError where it cannot be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = folder.with_name(f".{folder.name}.part")
@@ -108,9 +104,8 @@ def build(
             (part / made.file).write_bytes(made.content)
             look = made.look
             how = (look.medium, look.paper, look.ruling, look.pen, look.light, look.camera)
-            table.writerow(
-                [made.file, made.label, made.what, *how, *look.pixels, round(look.unit), "; ".join(look.marks)]
-            )
+            size = (*look.pixels, round(look.unit))
+            table.writerow([made.file, made.label, made.what, *how, *size, "; ".join(look.marks)])
         (part / TABLE).write_text(rows.getvalue(), encoding="utf-8")
         (part / ABOUT).write_text(_about(seed, counts), encoding="utf-8")
         if folder.exists():
@@ -139,17 +134,14 @@ def _digits(
 ) -> Made:
     look = camera.choose(rng)
     fields = [digit(image, look.width, rng) for image in images]
-    if kind == "single":
-        parts, size = _lay_out([fields], look, rng, slope=0.0)
-    else:
-        cuts = np.cumsum([0, *lines])
-        rows = [fields[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    cuts = list(pairwise(np.cumsum([0, *lines])))
+    slope = 0.0
+    if kind == "several":
         slope = float(np.clip(rng.normal(0, 7), -15, 15)) if rng.random() < 0.3 else float(rng.normal(0, 1))
         look.marks += ["sloping"] if abs(slope) > 4 else []
-        parts, size = _lay_out(rows, look, rng, slope)
+    parts, size = _lay_out([fields[a:b] for a, b in cuts], look, rng, slope)
     content, suffix = camera.take(parts, size, look, rng, kind == "single", _behind(look, size, rng))
-    cuts = np.cumsum([0, *lines])
-    texts = ["".join(map(str, labels[a:b])) for a, b in zip(cuts, cuts[1:], strict=False)]
+    texts = ["".join(map(str, labels[a:b])) for a, b in cuts]
     name = f"{kind}/{'-'.join(texts)}_{index:04}.{suffix}"
     return Made(name, content, "/".join(texts), look, "digit" if kind == "single" else "number")
 
@@ -197,7 +189,7 @@ def _lay_out(
             place[:2, 2] = -ink[:, 0].min(), baseline + drop - ink[:, 1].max()
             ink = ink + place[:2, 2]
             if before is not None:
-                room = gap * rng.uniform(0.6, 1.5 if not uneven else 2.5)
+                room = gap * rng.uniform(0.6, 2.5 if uneven else 1.5)
                 if wide_gap and number == len(row) // 2:
                     room += rng.uniform(0.8, 1.8)
                 touches = tight and not _is_straight(before) and not _is_straight(ink) and rng.random() < 0.45
@@ -209,7 +201,7 @@ def _lay_out(
             before = ink + [x, 0]
             parts.append((shape, place))
         baseline += rng.uniform(1.4, 2.1)
-    look.marks += (["touching"] if touching else []) + (["uneven"] if uneven else [])
+    look.marks += ["touching"] * touching + ["uneven"] * uneven
     angle = np.radians(slope)
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
     parts = [(shape, turn @ place) for shape, place in parts]

@@ -61,15 +61,8 @@ RULES = ((150, 176, 214), (178, 190, 200), (196, 168, 190), (130, 150, 170))
 TEXTURES = ("wood", "cloth", "stones")
 DESKS = ((66, 46, 32), (24, 24, 26), (104, 78, 56), (40, 52, 78), (120, 116, 110))
 # What may take a picture, or make one without a camera.
-MEDIA = {
-    "photo": 0.63,
-    "scan": 0.08,
-    "drawn": 0.1,
-    "dark screen": 0.06,
-    "board": 0.05,
-    "transparent": 0.04,
-    "pasted": 0.04,
-}
+MEDIA = {"photo": 0.63, "scan": 0.08, "drawn": 0.1, "dark screen": 0.06}
+MEDIA |= {"board": 0.05, "transparent": 0.04, "pasted": 0.04}  # shares
 
 
 @dataclass
@@ -159,9 +152,7 @@ def _frame(size: tuple[float, float], look: Look, rng: Generator, single: bool) 
     if look.medium == "pasted":
         longer = min(longer, 1600.0)
     small = rng.random() < 0.12 and look.pen != "faint pencil"
-    share = (
-        rng.uniform(0.12, 0.22) if small and single else rng.uniform(0.3, 0.45) if small else rng.uniform(0.45, 0.88)
-    )
+    share = rng.uniform(*(((0.12, 0.22) if single else (0.3, 0.45)) if small else (0.45, 0.88)))
     aspect = float(rng.choice([1, 4 / 3, 3 / 4, 16 / 9, 9 / 16, 3 / 2]))
     if not single and size[0] > 2 * size[1]:
         aspect = float(rng.choice([4 / 3, 3 / 2, 16 / 9, min(4.0, size[0] / size[1]), 1]))
@@ -188,8 +179,7 @@ def _view(
 ) -> Matrix:
     """Units of the page -> pixels of the picture: turned a little (degrees), in perspective, the whole box in sight."""
     angle = np.radians(rng.normal(0, turn / 2))
-    box = np.array([[0, 0], [size[0], 0], [size[0], size[1]], [0, size[1]]], np.float32)
-    corners = np.array([[0, 0], [wide, 0], [wide, high], [0, high]], np.float32)
+    box, corners = _corners(*size), _corners(wide, high)
     moved = corners + (rng.uniform(-bend, bend, (4, 2)) * min(wide, high)).astype(np.float32)
     perspective = cv2.getPerspectiveTransform(corners, moved)
     cos, sin = np.cos(angle), np.sin(angle)
@@ -211,6 +201,10 @@ def _view(
     raise AssertionError("a box that is shrunk by half fits")
 
 
+def _corners(wide: float, high: float) -> Pixels:  # (4, 2)
+    return np.array([[0, 0], [wide, 0], [wide, high], [0, high]], np.float32)
+
+
 def _ink(
     parts: Sequence[tuple[Field, Matrix]], view: Matrix, unit: float, shape: tuple[int, int], edge: float
 ) -> Pixels:
@@ -219,8 +213,7 @@ def _ink(
     for shape_field, place in parts:
         matrix = view @ place
         rows, columns = shape_field.shape
-        corners = np.array([[[0, 0], [columns, 0], [columns, rows], [0, rows]]], np.float32)
-        seen = cv2.perspectiveTransform(corners, matrix)[0]
+        seen = cv2.perspectiveTransform(_corners(columns, rows)[None], matrix)[0]
         left, top = np.maximum(np.floor(seen.min(0)).astype(int) - 1, 0)
         right, bottom = np.minimum(np.ceil(seen.max(0)).astype(int) + 2, shape[::-1])
         if right <= left or bottom <= top:
@@ -257,13 +250,14 @@ def _plain(color: Color, shape: tuple[int, int]) -> Pixels:
 
 def _soft(plane: Pixels, sigma: float, across: float | None = None) -> Pixels:
     """A Gaussian blur (H, W), in a smaller picture where it is so soft that nothing is lost; `across` is sigma in y."""
-    narrow = min(sigma, sigma if across is None else across)
+    across = sigma if across is None else across
+    narrow = min(sigma, across)
     if narrow < 6:
-        return cv2.GaussianBlur(plane, (0, 0), max(sigma, 0.05), sigmaY=sigma if across is None else max(across, 0.05))
+        return cv2.GaussianBlur(plane, (0, 0), sigma, sigmaY=across)
     times = narrow / 3
     size = (max(1, round(plane.shape[1] / times)), max(1, round(plane.shape[0] / times)))
     small = cv2.resize(plane, size, interpolation=cv2.INTER_AREA)
-    small = cv2.GaussianBlur(small, (0, 0), sigma / times, sigmaY=(sigma if across is None else across) / times)
+    small = cv2.GaussianBlur(small, (0, 0), sigma / times, sigmaY=across / times)
     return cv2.resize(small, plane.shape[::-1], interpolation=cv2.INTER_CUBIC)
 
 
@@ -318,37 +312,43 @@ def _wood(shape: tuple[int, int], rng: Generator) -> Pixels:
 def _rule(pixels: Pixels, look: Look, view: Matrix, unit: float, size: tuple[float, float], rng: Generator) -> None:
     shape = pixels.shape[1:]
     gap = rng.uniform(1.1, 1.6) if look.ruling == "ruled" else rng.uniform(0.45, 1.1)
-    ends = np.array([[[0, 0], [shape[1], 0], [shape[1], shape[0]], [0, shape[0]]]], np.float64)
-    page = cv2.perspectiveTransform(ends, np.linalg.inv(view))[0]
-    low, high = page.min(0) - 1, page.max(0) + 1
+    low, high = _in_sight(shape, view, 1)
     start = np.array([rng.uniform(0, gap), size[1] + rng.normal(0.06, 0.05)])
     thick = max(1, round(rng.uniform(0.012, 0.03) * unit))
-    layer = np.zeros(shape, np.uint8)
+    layer, margin = np.zeros((2, *shape), np.uint8)
 
-    def place(points: NDArray[np.float64]) -> NDArray[np.int32]:
-        return np.round(cv2.perspectiveTransform(points[None], view)[0] * 16).astype(np.int32)
+    def draw(layer: NDArray[np.uint8], *ends: tuple[float, float]) -> None:
+        start, end = _sixteenths(np.array(ends), view).tolist()
+        cv2.line(layer, start, end, 255, thick, cv2.LINE_AA, 4)
 
     across = np.arange(start[1] + np.floor((low[1] - start[1]) / gap) * gap, high[1], gap)
     along = np.arange(start[0] + np.floor((low[0] - start[0]) / gap) * gap, high[0], gap)
     if look.ruling == "dotted":
         grid = np.stack(np.meshgrid(along, across), -1).reshape(-1, 2)
-        for x, y in place(grid):
+        for x, y in _sixteenths(grid, view):
             cv2.circle(layer, (int(x), int(y)), max(8, thick * 12), 255, -1, cv2.LINE_AA, 4)
     else:
         for y in across:
-            a, b = place(np.array([[low[0], y], [high[0], y]]))
-            cv2.line(layer, a.tolist(), b.tolist(), 255, thick, cv2.LINE_AA, 4)
+            draw(layer, (low[0], y), (high[0], y))
     if look.ruling == "squared":
         for x in along:
-            a, b = place(np.array([[x, low[1]], [x, high[1]]]))
-            cv2.line(layer, a.tolist(), b.tolist(), 255, thick, cv2.LINE_AA, 4)
+            draw(layer, (x, low[1]), (x, high[1]))
     if look.ruling == "ruled" and rng.random() < 0.3:  # a margin
         x = -rng.uniform(0.3, 1.0)
-        margin = np.zeros(shape, np.uint8)
-        a, b = place(np.array([[x, low[1]], [x, high[1]]]))
-        cv2.line(margin, a.tolist(), b.tolist(), 255, thick, cv2.LINE_AA, 4)
+        draw(margin, (x, low[1]), (x, high[1]))
         _mix(pixels, (222, 120, 124), margin.astype(np.float32) * np.float32(0.6 / 255))
     _mix(pixels, RULES[rng.integers(len(RULES))], layer.astype(np.float32) * np.float32(rng.uniform(0.4, 0.8) / 255))
+
+
+def _in_sight(shape: tuple[int, ...], view: Matrix, around: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The least and the greatest x and y of the page that the picture shows, and a little `around` them, in units."""
+    corners = _corners(shape[1], shape[0]).astype(np.float64)
+    page = cv2.perspectiveTransform(corners[None], np.linalg.inv(view))[0]
+    return page.min(0) - around, page.max(0) + around
+
+
+def _sixteenths(points: NDArray[np.float64], view: Matrix) -> NDArray[np.int32]:  # (N, 2) -> (N, 2), of pixels
+    return np.round(cv2.perspectiveTransform(points[None], view)[0] * 16).astype(np.int32)
 
 
 def _shine_through(
@@ -382,10 +382,7 @@ def _desk(pixels: Pixels, view: Matrix, size: tuple[float, float], look: Look, r
     if look.medium == "board" or rng.random() > 0.13:
         return
     shape = pixels.shape[1:]
-    ends = np.array([[[0, 0], [shape[1], 0], [shape[1], shape[0]], [0, shape[0]]]], np.float64)
-    page = cv2.perspectiveTransform(ends, np.linalg.inv(view))[0]
-    low, high = page.min(0) - 3, page.max(0) + 3
-    edges = np.array([low[0], low[1], high[0], high[1]])
+    edges = np.concatenate(_in_sight(shape, view, 3))
     for side in rng.choice(4, rng.integers(1, 3), replace=False):
         inner = (-0.35, -0.35, size[0] + 0.35, size[1] + 0.35)[side]
         outer = edges[side] + (3.0 if side < 2 else -3.0)
@@ -394,9 +391,8 @@ def _desk(pixels: Pixels, view: Matrix, size: tuple[float, float], look: Look, r
     left, top, right, bottom = edges
     turn = rng.normal(0, 0.02)
     corners = np.array([[left, top], [right, top + turn], [right - turn, bottom], [left + turn, bottom]])
-    seen = np.round(cv2.perspectiveTransform(corners[None], view)[0] * 16).astype(np.int32)
     outside = np.full(shape, 255, np.uint8)
-    cv2.fillConvexPoly(outside, seen, 0, cv2.LINE_AA, 4)
+    cv2.fillConvexPoly(outside, _sixteenths(corners, view), 0, cv2.LINE_AA, 4)
     if not outside.any():
         return
     look.marks.append("page edge")
@@ -440,7 +436,7 @@ def _light(pixels: Pixels, look: Look, rng: Generator) -> None:
         shade = 1 / (1 + np.exp(np.clip(-across / np.float32(width), -30, 30)))
         light *= 1 - np.float32(rng.uniform(0.22, 0.55) if hard else rng.uniform(0.2, 0.5)) * shade
     look.light = " ".join(words) or "even"
-    look.marks += [word for word in words if word in ("gradient", "lamp", "hard shadow", "soft shadow", "vignette")]
+    look.marks += words
     light = np.clip(light, 0.22, None) * np.float32(rng.uniform(0.68, 0.98) / np.clip(light, 0.22, None).max())
     light = cv2.resize(light.astype(np.float32), shape[::-1], interpolation=cv2.INTER_LINEAR)
     warm = rng.normal(0, 0.04)

@@ -39,11 +39,8 @@ def scribble(rng: Generator) -> Lines:
     if kind == 2:  # a tangle
         walk = np.cumsum(rng.normal(0, 0.3, (int(rng.integers(14, 24)), 2)), 0)
         return [_spline(walk - walk.mean(0) + rng.normal(0, 0.2, walk.shape))]
-    lines = [  # strokes that cross out
-        np.stack([np.linspace(0, 1.3, 8), np.linspace(rng.uniform(0, 1), rng.uniform(0, 1), 8)], 1)
-        for _ in range(int(rng.integers(5, 9)))
-    ]
-    return lines
+    ends = [(rng.uniform(0, 1), rng.uniform(0, 1)) for _ in range(int(rng.integers(5, 9)))]  # strokes that cross out
+    return [np.stack([np.linspace(0, 1.3, 8), np.linspace(*heights, 8)], 1) for heights in ends]
 
 
 def _spline(points: np.ndarray) -> np.ndarray:
@@ -67,13 +64,9 @@ def arrow(rng: Generator) -> Lines:
     return _turned([shaft, *tips], float(rng.integers(8) * 45 + rng.normal(0, 6)))
 
 
-def _turn(line: np.ndarray, angle: float) -> np.ndarray:
-    c, s = np.cos(angle), np.sin(angle)
-    return line @ np.array([[c, s], [-s, c]])
-
-
 def _turned(lines: Lines, degrees: float) -> Lines:
-    return [_turn(line, np.radians(degrees)) for line in lines]
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return [line @ np.array([[c, s], [-s, c]]) for line in lines]
 
 
 def shape(rng: Generator) -> Lines:

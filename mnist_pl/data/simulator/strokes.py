@@ -33,8 +33,8 @@ def digit(image: NDArray[np.uint8], width: float, rng: Generator) -> Field:
     large = cv2.resize(image.astype(np.float32) / 255, None, fx=ZOOM, fy=ZOOM, interpolation=cv2.INTER_CUBIC)
     large = cv2.GaussianBlur(large, (0, 0), 0.45 * ZOOM)
     mask = _without_debris(_mask(large))
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    mask = np.pad(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], UNIT // 8)
+    left, top, wide, high = cv2.boundingRect(mask)
+    mask = np.pad(mask[top : top + high, left : left + wide], UNIT // 8)
     inside = cv2.distanceTransform(mask, cv2.DIST_L2, 5)
     bones = thin(mask)
     own = 2 * float(np.median(inside[bones > 0]))
@@ -140,10 +140,8 @@ def _along(bones: Mask, width: float) -> Field:
 
 
 def _pressure(shape: tuple[int, ...], width: float, rng: Generator) -> Field:
-    coarse = rng.normal(0, 0.06 * width, (max(3, 3 * shape[0] // UNIT), max(3, 3 * shape[1] // UNIT))).astype(
-        np.float32
-    )
-    return cv2.resize(coarse, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
+    coarse = rng.normal(0, 0.06 * width, [max(3, 3 * side // UNIT) for side in shape])
+    return cv2.resize(coarse.astype(np.float32), shape[::-1], interpolation=cv2.INTER_CUBIC)
 
 
 def _form(mask: Mask) -> tuple[int, int]:
@@ -156,12 +154,10 @@ def _form(mask: Mask) -> tuple[int, int]:
 
 def _trim(field: Field) -> Field:
     """To the ink, and a little around it."""
-    rows, columns = np.flatnonzero((field > 0).any(1)), np.flatnonzero((field > 0).any(0))
-    if not len(rows):
-        raise ValueError("no ink")
+    left, top, width, height = cv2.boundingRect((field > 0).astype(np.uint8))
     room = int(AROUND)
-    top, left = max(rows[0] - room, 0), max(columns[0] - room, 0)
-    return np.maximum(field[top : rows[-1] + room + 1, left : columns[-1] + room + 1], -AROUND)
+    rows, columns = slice(max(top - room, 0), top + height + room), slice(max(left - room, 0), left + width + room)
+    return np.maximum(field[rows, columns], -AROUND)
 
 
 def _smooth_noise(line: NDArray[np.float64], amount: float, rng: Generator) -> NDArray[np.float64]:
