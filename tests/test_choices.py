@@ -206,3 +206,26 @@ def test_a_rate_and_an_interpolation_that_the_class_has_stay(compose_run: Compos
     assert model.hparams["optimizer"] == {"_target_": "torch.optim.SGD", "lr": 0.001, "weight_decay": 0.1}
     data, _, _ = compose_run(["seed=7", "data._target_=mnist_pl.data.MNISTDataModule", "data.dataset=digits"])
     assert data.hparams["seed"] == 7 and data.hparams["val_size"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "lacking"),
+    [
+        (
+            ["trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1.0"],
+            lambda m, t: m.hparams["optimizer"]["fused"],
+        ),
+        (
+            ["trainer.strategy={_target_: lightning.pytorch.strategies.DDPStrategy, find_unused_parameters: true}"],
+            lambda m, t: type(t.strategy).__name__ != "DDPStrategy",
+        ),
+        (
+            ["trainer.plugins=[{_target_: lightning.pytorch.plugins.io.AsyncCheckpointIO}]"],
+            lambda m, t: type(t.strategy.checkpoint_io).__name__ != "AsyncCheckpointIO",
+        ),
+    ],
+    ids=["clipped in bfloat16", "PyTorch's settings of DDP", "another way to write checkpoints"],
+)
+def test_what_lightning_takes_is_taken(compose_run: ComposeRun, words: list[str], lacking: Any) -> None:
+    _, model, trainer = compose_run(["data=digits", "model=mlp", "callbacks=minimal", "logger=none", *words])
+    assert not lacking(model, trainer)

@@ -242,11 +242,13 @@ def test_processes_that_are_spawned(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of torch.compile's own looks
 def test_torch_compile(tmp_path: Path, digits: MNISTDataModule) -> None:
     for strategy in ("auto", FastSingleDevice()):
         model = MLP(hidden=[20])
         trainer = plain(tmp_path, max_epochs=2, strategy=strategy)
-        trainer.fit(torch.compile(model, backend="aot_eager"), digits)
+        with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+            trainer.fit(torch.compile(model, backend="aot_eager"), digits)
         assert trainer.callback_metrics["val/acc"] > 0.5
 
 
@@ -326,6 +328,12 @@ def test_a_data_module_without_a_trainer() -> None:
     digits = MNISTDataModule(dataset="digits")
     digits.setup()
     assert len(digits.splits["test"][1]) == 300
+
+
+@pytest.mark.parametrize("wrong", [{"lr": 0.1}, "adam", torch.optim.Adam])
+def test_what_is_no_optimizer_is_one_line(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"^model.optimizer must be a mapping with a _target_, the class, got .+$"):
+        MLP(optimizer=wrong)
 
 
 STEPS = {"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": 1, "interval": "epoch"}

@@ -162,6 +162,11 @@ def test_muon_steps_equally_far_in_every_direction(shape: tuple[int, int]) -> No
     assert values.min() > 0.6 and values.max() < 1.3
 
 
+def test_muon_has_groups_of_its_own() -> None:
+    with pytest.raises(ValueError, match="Muon takes parameters, not groups"):
+        Muon([{"params": CNN().parameters()}])  # type: ignore[list-item]
+
+
 def test_muon_continues_from_its_state_to_the_same_bits() -> None:
     def make() -> tuple[CNN, Muon]:
         torch.manual_seed(1)

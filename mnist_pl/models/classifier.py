@@ -1,6 +1,7 @@
 """The LightningModule that every network here is: step, metrics, optimiser."""
 
 import re
+from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
@@ -94,6 +95,9 @@ class DigitClassifier(LightningModule):
         shifts: int = 0,
     ) -> None:
         super().__init__()
+        for name, part in {"optimizer": optimizer, "scheduler": scheduler}.items():
+            if part and not (isinstance(part, Mapping) and "_target_" in part):
+                raise ValueError(f"model.{name} must be a mapping with a _target_, the class, got {part!r}")
         self.save_hyperparameters()
         for name, value in {"mean": mean, "std": std}.items():
             if not isinstance(value, int | float) or not isfinite(value) or (name == "std" and value <= 0):

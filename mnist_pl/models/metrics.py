@@ -40,7 +40,8 @@ class Scores(MetricCollection):
         super().__init__({"loss": CrossEntropy(), "acc": accuracy}, prefix=prefix, compute_groups=False)
         self.pending: list[tuple[Tensor, Tensor]] = []
 
-    def update(self, logits: Tensor, labels: Tensor) -> None:  # type: ignore[override]  # (B, 10), (B,)
+    @torch.compiler.disable  # else each batch would be compiled anew, since the list is longer
+    def update(self, logits: Tensor, labels: Tensor) -> None:  # (B, 10), (B,)
         self.pending.append((logits.detach(), labels))
         if len(self.pending) * len(labels) >= SCORED_TOGETHER:
             self.score_pending()

@@ -35,6 +35,7 @@ KINDS = {
     NoneType: "null",
     dict: "a mapping",
 }
+PASS_ON = "lightning.pytorch.strategies."  # which hand what they do not know to PyTorch's DistributedDataParallel
 LISTS = (list, tuple, collections.abc.Sequence, collections.abc.Iterable)
 FOR_EACH_WEIGHT = 16  # bytes: itself, its gradient, and Adam's two means
 
@@ -64,7 +65,7 @@ def check(
             continue
         if name == "trainer" and key in GROUPS:
             raise ValueError(f"{name}.{key}: is a group of its own; say {key}=none")
-        if known is not None and key not in takes:
+        if known is not None and key not in takes and not str(getattr(target, "__module__", "")).startswith(PASS_ON):
             raise ValueError(f"{name}.{key}: there is no such setting; {suggest(key, known)}")
         hint, default = takes.get(key, (Any, None))
         value = words.get(value, value) if words is not None and isinstance(value, str) else value
