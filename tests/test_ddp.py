@@ -102,7 +102,7 @@ EARLY = "{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss
 @pytest.mark.parametrize(
     ("words", "ended_by"),
     [
-        (["callbacks.last.every_n_train_steps=5"], None),
+        (["callbacks.last.every_n_train_steps=5", "threads=2"], None),
         (["trainer.max_steps=10"], "trainer.max_steps=10"),
         (["trainer.max_time=00:00:00:01", "trainer.max_epochs=500"], "trainer.max_time, after"),
         ([f"+callbacks.early={EARLY}", "trainer.max_epochs=9"], "EarlyStopping: val/loss"),

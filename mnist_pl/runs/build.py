@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import warnings
 from contextlib import suppress
 from functools import partial
@@ -82,6 +83,8 @@ def build(
     if cfg.claim is not None and not isfinite(cfg.claim):
         raise ValueError(f"claim must be an accuracy in percent, got {cfg.claim}")
     _set_threads(cfg.threads)
+    if re.search("fork|notebook", str(strategy_here(cfg.trainer.get("strategy")))):
+        torch.set_num_threads(1)  # threads do not survive the fork, and each process would wait for them for ever
     seed_everything(cfg.seed, workers=True, verbose=False)
     with open_dict(cfg):
         reset_swapped_targets(cfg)
