@@ -47,7 +47,7 @@ def main(cfg: DictConfig) -> None:
         if cfg.output not in OUTPUTS:
             raise ValueError(f"output={one_line(cfg.output)}: must be {' or '.join(OUTPUTS)}")
         if cfg.output == "table":
-            for name in taken()[:1]:
+            for name in taken[:1]:
                 print(f"{name} is taken; the answers go to {short_path(folder)}")
             print(f"{type(model).__name__} from {names(paths)}")
         if cfg.input is None:
@@ -74,9 +74,7 @@ def score_test_images(
     images, labels = data.splits["test"]
     confidences, guesses = torch.from_numpy(classify(model, images.numpy())).max(dim=1)
     right = guesses == labels
-    print(
-        f"{data.dataset}: {int(right.sum()):,} of {len(labels):,} test images right, {float(right.double().mean()):.2%}"
-    )
+    print(f"{data.dataset}: {right.sum():,} of {len(labels):,} test images right, {right.double().mean():.2%}")
     generator = torch.Generator()
     generator.manual_seed(seed) if seed is not None else generator.seed()
     drawn = torch.randperm(len(labels), generator=generator)[:DRAWN]
@@ -129,17 +127,13 @@ def read_pictures(model: "DigitClassifier", sources: list[str], folder: Path, ou
 
 def write_tables(answers: "dict[str, Answer]", folder: Path) -> None:
     """`predictions.csv`, a row a picture, and `boxes.csv`, a row a digit."""
-    boxes = ["file", "line", "place", "digit", "confidence", "left", "top", "right", "bottom"]
-    tables: dict[str, list[list[Any]]] = {
-        "predictions.csv": [["file", "answer", "confidence", "note"]],
-        "boxes.csv": [boxes],
-    }
+    pictures: list[list[Any]] = [["file", "answer", "confidence", "note"]]
+    boxes: list[list[Any]] = [["file", "line", "place", "digit", "confidence", "left", "top", "right", "bottom"]]
     for name, answer in answers.items():
-        tables["predictions.csv"].append([name, answer.text, f"{answer.confidence:.6f}", answer.note])
+        pictures.append([name, answer.text, f"{answer.confidence:.6f}", answer.note])
         for digit in answer.digits:
-            place = [digit.line, digit.place, digit.digit, f"{digit.confidence:.6f}", *digit.box]
-            tables["boxes.csv"].append([name, *place])
-    for file_name, rows in tables.items():
+            boxes.append([name, digit.line, digit.place, digit.digit, f"{digit.confidence:.6f}", *digit.box])
+    for file_name, rows in {"predictions.csv": pictures, "boxes.csv": boxes}.items():
         with open(folder / file_name, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             csv.writer(file).writerows(rows)
 

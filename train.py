@@ -17,10 +17,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from mnist_pl.runs import config  # noqa: F401  # registers the schema
-from mnist_pl.runs.build import build, threads
-from mnist_pl.runs.check import check_test_batches
 from mnist_pl.runs.claim import holding, is_own
+from mnist_pl.runs.config import CONF
 from mnist_pl.runs.consent import again, check_consent, named
 from mnist_pl.runs.errors import one_line_errors, set_up_process
 from mnist_pl.runs.folders import label, name, said
@@ -51,6 +49,11 @@ def main(cfg: DictConfig) -> float | None:
             cfg = as_composed(cfg, folder)
             check_consent(cfg, sweep)
         check_consent(cfg, cfg.resume)
+        import torch
+
+        from mnist_pl.runs.build import build
+        from mnist_pl.runs.check import check_test_batches
+
         data, model, trainer = build(cfg, find_ensemble(cfg))
         start = find_start(model, trainer, cfg.fit, cfg.ckpt_path)
         if start is not None:
@@ -59,7 +62,7 @@ def main(cfg: DictConfig) -> float | None:
             if lock is not None:
                 lock.keep()
             return launch(trainer, main, cfg)
-        cfg.threads = threads()  # whoever resumes the run on another machine gets the same bits with as many
+        cfg.threads = torch.get_num_threads()  # resumed on another machine, it gets the same bits with as many
         changed = changes(cfg)
         data.prepare_data()
         data.setup("fit")
@@ -96,7 +99,6 @@ def run(
     """Fits (or not), tests the best checkpoint, writes summary.json; returns the validation accuracy of the best.
 
     An ensemble comes with its weights, and its validation images are scored too: no checkpoint tells its figures.
-
     `chosen` is what the summary shall say of the choices; `settings` are for the record.
     """
     from mnist_pl.models import Ensemble
@@ -134,7 +136,6 @@ if __name__ == "__main__":
     set_up_job()
     sys.path.append(os.getcwd())  # for parts of one's own
     with one_line_errors():
-        conf = Path(__file__).with_name("conf")
         check_no_sweep(sys.argv[1:])
-        sys.argv[1:] = expand_resume(spell_out_none(go_on(sys.argv[1:]), conf), conf)
+        sys.argv[1:] = expand_resume(spell_out_none(go_on(sys.argv[1:]), CONF), CONF)
         main()

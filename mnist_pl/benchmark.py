@@ -45,10 +45,7 @@ from mnist_pl.engine.memory import keep_freed_memory
 from mnist_pl.figures.plots import rows
 from mnist_pl.figures.progress import Progress
 from mnist_pl.models import CNN
-from mnist_pl.runs import (
-    config,  # noqa: F401  # registers the schema
-    front,
-)
+from mnist_pl.runs import front
 from mnist_pl.runs.build import build
 
 ROOT = Path(__file__).parent.parent
@@ -163,7 +160,7 @@ class Bench:
     """The images, as ours and torchvision read them; a folder of its own for every run."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.runs, self.accuracies = folder, 0, list[float]()
+        self.folder, self.accuracies = folder, list[float]()
         raw, problem = files.locate("mnist")
         self.real = problem is None
         if self.real:
@@ -185,10 +182,7 @@ class Bench:
         self.words = [f"data.dataset={self.dataset}", f"data.data_dir={self.root}"]
 
     def new_folder(self) -> Path:
-        self.runs += 1
-        folder = self.folder / "runs" / str(self.runs)
-        folder.mkdir(parents=True)
-        return folder
+        return Path(tempfile.mkdtemp(dir=self.folder))
 
     def fit(self, words: list[str], *more: Callback) -> float:
         """Seconds of train.py's fit; its test accuracy is kept."""

@@ -26,10 +26,10 @@ PATIENCE = 10.0  # seconds, for a process to clean up after it was told to end
 
 _advice = ""
 _told = False
-_code: int | None = None  # the exit code of this process, once a signal ends it
+code: int | None = None  # of this process, once a signal ends it: what errors come up then are the signal's doing
 _watching = 0  # the process, of which a forked one is a copy
 _in_hand = False  # the training has taken note of a signal
-_ended_others = False
+ended_others = False
 _others: Callable[[int], Any] | None = None  # sends a signal to the processes that this one has started
 _workers: Callable[[int], Any] | None = None  # the same, and waits until they have ended
 _arrange: Callable[[int], str | None] | None = None  # sees to it that what a signal ends is continued
@@ -92,23 +92,18 @@ def arrange(how: Callable[[int], str | None]) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
-def exit_code() -> int | None:
-    """That of this process, if a signal is ending it: other errors that come up meanwhile are the signal's doing."""
-    return _code
-
-
 def _keep_code() -> None:
-    if _code is not None:
+    if code is not None:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()
-        _leave(_code)
+        _leave(code)
 
 
 def _insist() -> None:
     """A SystemExit that is raised in the midst of a library may be swallowed there."""
     time.sleep(PATIENCE)
-    _leave(_code or 1)
+    _leave(code or 1)
 
 
 def leave_with(act: Callable[[], Any]) -> None:
@@ -153,14 +148,10 @@ def pass_on(send: Callable[[int], Any]) -> None:
 
 def end_others() -> None:
     """Those that this process has started, at once: they may wait for it where no other signal reaches them."""
-    global _ended_others
-    _ended_others = True
+    global ended_others
+    ended_others = True
     if _others is not None:
         _others(getattr(signal, "SIGKILL", signal.SIGTERM))  # Windows knows no other end than that
-
-
-def has_ended_others() -> bool:
-    return _ended_others
 
 
 def ignore_signals() -> None:
@@ -215,9 +206,9 @@ def tell(number: int) -> None:
 
 
 def _end(number: int, frame: Any) -> None:
-    global _in_hand, _code
+    global _in_hand, code
     end_at_once_next_time()
-    _in_hand, _code = False, 128 + number
+    _in_hand, code = False, 128 + number
     if is_first():
         tell(number)
     if os.environ.get(FIRST) == str(os.getppid()):
@@ -227,10 +218,10 @@ def _end(number: int, frame: Any) -> None:
         _workers(number)
     end_others()
     if _imports(frame):
-        _leave(_code)
+        _leave(code)
     with suppress(RuntimeError):  # there are no new threads where the interpreter is ending already
         threading.Thread(target=_insist, daemon=True).start()
-    raise SystemExit(_code)
+    raise SystemExit(code)
 
 
 def _imports(frame: Any) -> bool:

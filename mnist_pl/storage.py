@@ -3,12 +3,14 @@
 Knows nothing of the project.
 """
 
+import csv
 import errno
+import io
 import os
 import re
 import shlex
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 def write(path: Path, content: bytes | memoryview) -> None:
     """Writes beside the target, flushes to disk, renames: whatever happens, the file under the final name is whole.
 
-    Raises:
-        OSError: it cannot be written; what was there before is untouched.
+    Raises OSError where it cannot be written; what was there before is untouched.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -71,10 +72,8 @@ PROBED = 0.2  # seconds; another process may just look whether there is a lock
 class FolderLock:
     """A folder is one process's, for as long as it lives: the system releases the lock of one that is killed.
 
-    By flock, which reaches across the machines of an NFS mount on Linux (unless mounted with `nolock`).
-
-    Raises:
-        BlockingIOError: another process has it; the message says which one.
+    By flock, which reaches across the machines of an NFS mount on Linux (unless mounted with `nolock`). Raises
+    BlockingIOError where another process has it, and says which one.
     """
 
     def __init__(self, folder: Path, whose: str = "") -> None:
@@ -111,15 +110,11 @@ def is_locked(folder: Path) -> bool:
     """Whether a process, here or on another machine, is at work in the folder."""
     if not (folder / LOCK).exists():
         return False
-    lock = FileLock(folder / LOCK, thread_local=False)
     try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        return True
-    except OSError:  # a folder that only can be read
-        return False
-    lock.release()
-    return False
+        with FileLock(folder / LOCK, blocking=False):
+            return False
+    except OSError as error:  # others, of a folder that can only be read
+        return isinstance(error, Timeout)
 
 
 def _owner(path: Path) -> str:
@@ -208,3 +203,9 @@ def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells]
     return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
+
+
+def csv_text(rows: Iterable[Iterable[Any]], end: str = "\r\n") -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator=end).writerows(rows)
+    return text.getvalue()

@@ -67,7 +67,7 @@ def main(cfg: DictConfig) -> None:
             said = [word for word in words if key_of(word) not in OF_A_PROCESS]
             write(folder / REMEMBERED, OmegaConf.to_yaml(OmegaConf.create(said)).encode())
         advise(f"continue with {command}")
-        log.info("%s", header(cfg, list(space), fixed, count(study)[0], folder))
+        log.info("%s", header(cfg, list(space), fixed, count(study.get_trials(deepcopy=False))[0], folder))
 
         def tell(trial: "FrozenTrial") -> None:
             log.info("%s", line(trial, study.get_trials(deepcopy=False), cfg.trials))
@@ -128,11 +128,11 @@ def header(cfg: DictConfig, searched: list[str], fixed: list[str], finished: int
 
 def line(trial: "FrozenTrial", trials: "list[FrozenTrial]", wanted: int | None) -> str:
     """What is printed when a trial ends."""
-    from mnist_pl.runs.found import best, in_words, interrupted, score, seconds, state
+    from mnist_pl.runs.found import best, in_words, score, seconds, state
+    from mnist_pl.runs.search import count, interrupted
 
-    accuracy, winner = score(trial), best(trials)
-    retries = interrupted(trials)
-    finished = sum(one.state.is_finished() and one.number not in retries for one in trials)
+    accuracy, winner, retries = score(trial), best(trials), interrupted(trials)
+    finished, _ = count(trials)
     place = f"{finished}" if wanted is None else f"{finished}/{wanted}"
     shown = "" if accuracy is None else f"{accuracy:.2%}"
     record = " *" if winner is not None and winner.number == trial.number else "  "
@@ -143,10 +143,7 @@ def line(trial: "FrozenTrial", trials: "list[FrozenTrial]", wanted: int | None) 
 def expand_study(arguments: list[str]) -> list[str]:
     """A command line's arguments, in which `study=FOLDER` stands for the words that the study was begun with.
 
-    Flags come first; the other words come on top.
-
-    Raises:
-        ValueError: it asks for a sweep.
+    Flags come first; the other words come on top. Raises ValueError where it asks for a sweep.
     """
     flags, words = split(arguments)
     if {"-m", "--multirun"} & set(flags):

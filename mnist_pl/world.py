@@ -52,10 +52,8 @@ def is_first() -> bool:
 def from_first(text: str) -> str:
     """What the first process calls this with, in each of those that torchrun or srun has started; else `text` itself.
 
-    All have to call it as often. Those that Lightning starts are told everything by their command line.
-
-    Raises:
-        SystemExit: the first process has ended, or has not spoken within a minute.
+    All have to call it as often. Those that Lightning starts are told everything by their command line. Ends the
+    program where the first process has ended, or has not spoken within a minute.
     """
     global _spoken
     here = world()

@@ -113,8 +113,7 @@ class Last(Checkpoint):
         every_n_train_steps: steps of the optimiser.
         every_n_minutes: of wall time; looked at between two rounds of Lightning's loop.
 
-    Raises:
-        ValueError: one of them is not positive.
+    Raises ValueError where one of them is not positive.
     """
 
     hooks_every_n_steps: int | None = None
@@ -122,8 +121,7 @@ class Last(Checkpoint):
     def __init__(
         self, dirpath: str, every_n_train_steps: int | None = None, every_n_minutes: float | None = None
     ) -> None:
-        limits = {"every_n_train_steps": every_n_train_steps, "every_n_minutes": every_n_minutes}
-        for name, value in limits.items():
+        for name, value in {"every_n_train_steps": every_n_train_steps, "every_n_minutes": every_n_minutes}.items():
             if value is not None and not (isinstance(value, int | float) and value > 0):
                 raise ValueError(f"callbacks.last.{name} must be a positive number or null, got {value!r}")
         self.path = Path(dirpath, "last.ckpt")

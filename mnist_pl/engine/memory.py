@@ -9,12 +9,8 @@ import platform
 
 
 def keep_freed_memory() -> None:
-    """Has glibc reuse the memory of a step's activations in the next one.
-
-    By default it gives blocks of megabytes back at once, and their pages are cleared anew for each use. The numbers of
-    the two parameters are those of glibc's malloc.h.
-    """
+    """By default, glibc gives blocks of megabytes back at once, and their pages are cleared anew for each use."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD, in bytes
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD of its malloc.h, in bytes
         libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD

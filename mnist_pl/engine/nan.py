@@ -14,8 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 class StopOnNaN(Callback):
     """Looks at the training loss whenever it is logged, and at the weights before each validation and checkpoint.
 
-    Raises:
-        ValueError: they are not finite; the message names the step and the learning rate.
+    Raises ValueError where they are not finite; the message names the step and the learning rate.
     """
 
     hooks_every_n_steps = None

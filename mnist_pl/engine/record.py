@@ -105,12 +105,9 @@ class Record(Callback):
         now = perf_counter()
         checkpoint["images_seen"] = self.images_seen
         checkpoint["train_seconds"] = now - self._started
-        checkpoint["epoch_so_far"] = {
-            "seconds": now - self._epoch_started,
-            "images": self.images_seen - self._images_before,
-        }
-        loop: Any = trainer.fit_loop
-        epochs = loop.epoch_progress.current
+        images = self.images_seen - self._images_before
+        checkpoint["epoch_so_far"] = {"seconds": now - self._epoch_started, "images": images}
+        epochs: Any = trainer.fit_loop.epoch_progress.current
         checkpoint["epochs"] = epochs.processed
         if epochs.processed > epochs.completed:  # at the end of an epoch: what Lightning is about to hand the loggers
             row = {name: value for name, value in trainer.callback_metrics.items() if not name.startswith(EVALUATED)}

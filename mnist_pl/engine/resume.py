@@ -98,8 +98,7 @@ class ExactResume(Callback):
             self.resumed = None
         for config, lengths in zip(trainer.lr_scheduler_configs, self.lengths, strict=False):
             scheduler: Any = config.scheduler
-            longer = any(getattr(scheduler, name) != value for name, value in lengths.items())
-            if longer:
+            if any(getattr(scheduler, name) != value for name, value in lengths.items()):
                 for group, rate in zip(scheduler.optimizer.param_groups, _rates(scheduler), strict=True):
                     group["lr"] = rate
         self.lengths = []
@@ -189,8 +188,7 @@ def _take_new_settings(model: DigitClassifier, checkpoint: dict[str, Any]) -> No
 def _from_version_0_1(checkpoint: dict[str, Any]) -> None:
     """Lightning's loops were given several batches at a time then, and counted these, not batches.
 
-    Raises:
-        ValueError: the run was stopped between its last batch and the end of the validation after it.
+    Raises ValueError where the run was stopped between its last batch and the end of the validation after it.
     """
     training = checkpoint["training"]
     if training["validate_first"]:

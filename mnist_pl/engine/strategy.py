@@ -38,10 +38,7 @@ class FastSingleDevice(SingleDeviceStrategy):
 
     @classmethod
     def where_it_fits(cls, trainer: Mapping[str, Any], strategy: Any) -> Any:
-        """For one device and no strategy of the user's own, this; else `strategy`.
-
-        `trainer`: the arguments of a Trainer.
-        """
+        """For one device and no strategy of the user's own, this; else `strategy`. `trainer`: a Trainer's arguments."""
         if strategy != "auto" or trainer.get("devices") not in (1, "1") or trainer.get("num_nodes", 1) != 1:
             return strategy
         accelerator = trainer.get("accelerator", "auto")

@@ -39,13 +39,10 @@ def known_as(kind: type) -> str:
 
 def networks() -> "dict[str, type[DigitClassifier]]":
     """Those that are imported, by the names that they are known as."""
-    waiting: list[type[DigitClassifier]] = [DigitClassifier]
-    found: dict[str, type[DigitClassifier]] = {}
-    while waiting:
-        subclasses = waiting.pop().__subclasses__()
-        waiting += subclasses
-        found |= {known_as(kind): kind for kind in subclasses}
-    return found
+    kinds: list[type[DigitClassifier]] = [DigitClassifier]
+    for kind in kinds:  # which grows meanwhile
+        kinds += kind.__subclasses__()
+    return {known_as(kind): kind for kind in kinds[1:]}
 
 
 def rebuild(kind: "type[DigitClassifier]", settings: dict[str, Any]) -> "DigitClassifier":
@@ -77,8 +74,7 @@ class DigitClassifier(LightningModule):
         shifts: pixels by which an image is moved to each of the four sides, too, once the network is trained: its
             answer is then the mean of what it says of the five images. 0: of the image alone.
 
-    Raises:
-        ValueError: a setting is out of range; the message names it.
+    Raises ValueError where a setting is out of range; the message names it.
     """
 
     net: nn.Module

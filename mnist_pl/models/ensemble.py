@@ -29,8 +29,7 @@ class Ensemble(DigitClassifier):
         vote: `majority` takes a 1 for each one's likeliest digit in place of its probabilities, which break ties.
         shifts: of each member, too.
 
-    Raises:
-        ValueError: a setting is out of range, or a member cannot be made.
+    Raises ValueError where a setting is out of range, or a member cannot be made.
     """
 
     net: nn.ModuleList

@@ -24,8 +24,7 @@ class Muon(Optimizer):
         adam_share: Adam's learning rate, as a share of `lr`.
         betas, eps: Adam's.
 
-    Raises:
-        ValueError: a setting is out of range; the message names it.
+    Raises ValueError where a setting is out of range; the message names it.
     """
 
     def __init__(
@@ -39,8 +38,7 @@ class Muon(Optimizer):
         betas: tuple[float, float] = (0.7, 0.9),
         eps: float = 1e-8,
     ) -> None:
-        ranges = {"momentum": momentum, "betas[0]": betas[0], "betas[1]": betas[1]}
-        for name, value in ranges.items():
+        for name, value in {"momentum": momentum, "betas[0]": betas[0], "betas[1]": betas[1]}.items():
             if not 0 <= value < 1:
                 raise ValueError(f"optimizer.{name} must be from 0 up to but not 1, got {value!r}")
         for name, value in {"weight_decay": weight_decay, "adam_share": adam_share, "eps": eps}.items():
@@ -53,9 +51,8 @@ class Muon(Optimizer):
             raise ValueError("Muon takes parameters, not groups or names of them: it has groups of its own")
         matrices = [p for p in params if p.dim() > 1][:-1]
         others = [p for p in params if not any(p is matrix for matrix in matrices)]
-        settings = {"weight_decay": weight_decay, "iterations": iterations}
         groups: list[dict[str, Any]] = [{"params": others, "betas": betas, "eps": eps, "adam_share": adam_share}]
-        groups += [{"params": matrices, **settings}] if matrices else []
+        groups += [{"params": matrices, "weight_decay": weight_decay, "iterations": iterations}] if matrices else []
         super().__init__(groups, {"lr": lr, "momentum": momentum})  # which schedules look for here
 
     @torch.no_grad()

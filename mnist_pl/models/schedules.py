@@ -34,8 +34,7 @@ def fit_to(module: LightningModule, settings: dict[str, Any], make: Callable[[fl
     """`make(steps)` for all steps of the run; they are asked for only where the schedule has a length, since Lightning
     sets up the loaders then, and a run that is resumed within an epoch would lose its place.
 
-    Raises:
-        ValueError: there are none, or endlessly many, or more than the schedule has.
+    Raises ValueError where there are none, or endlessly many, or more than the schedule has.
     """
     all_steps = "'all_steps'" in str(settings)
     if not all_steps:

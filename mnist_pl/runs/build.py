@@ -8,23 +8,33 @@ from contextlib import suppress
 from functools import partial
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import lightning
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
+from lightning import Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, ProgressBar
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import PassThroughProfiler
 from omegaconf import DictConfig, OmegaConf, open_dict
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from mnist_pl.data import MNISTDataModule
+from mnist_pl.engine.checkpoints import Best, DurableIO, Last
+from mnist_pl.engine.joint import JointMean
+from mnist_pl.engine.memory import keep_freed_memory
+from mnist_pl.engine.strategy import FastSingleDevice
+from mnist_pl.models import CNN, MLP, DigitClassifier
+from mnist_pl.models.classifier import ADAM, class_path
+from mnist_pl.reading.checkpoint import check_can_be_kept
 from mnist_pl.runs.check import check, check_size, construct, parameters, target_of, try_step
 from mnist_pl.runs.folders import RESUMED
 from mnist_pl.runs.processes import check_processes, environment_here, strategy_here
 from mnist_pl.runs.side_by_side import is_worker
 from mnist_pl.storage import as_word
-
-if TYPE_CHECKING:
-    from lightning import Trainer
-
-    from mnist_pl.data import MNISTDataModule
-    from mnist_pl.models import DigitClassifier
 
 log = logging.getLogger(__name__)
 
@@ -46,27 +56,16 @@ POSITIVE = ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_int
 TRIED_STEPS = 1000  # of a schedule, to see that it can be made; as good as any number
 PROCESSES_FOR_A_CORE = 8  # at the most; beyond that, it was not meant
 
-_threads = 0  # that PyTorch begins with
+THREADS = torch.get_num_threads()  # that PyTorch begins with
 
 
-def build(
-    cfg: DictConfig, ensemble: "DigitClassifier | None" = None
-) -> "tuple[MNISTDataModule, DigitClassifier, Trainer]":
+def build(cfg: DictConfig, ensemble: DigitClassifier | None = None) -> tuple[MNISTDataModule, DigitClassifier, Trainer]:
     """Builds what the configuration describes, and seeds the random numbers. An `ensemble` is the network then.
 
-    Raises:
-        ValueError: a setting is misspelt, of the wrong kind or out of range; the message is one line and names it.
+    Raises ValueError where a setting is misspelt, of the wrong kind or out of range; one line that names it.
     """
     for message in KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    import torch
-    from lightning import Trainer, seed_everything
-    from torch.optim import Optimizer
-
-    from mnist_pl.data import MNISTDataModule
-    from mnist_pl.engine.memory import keep_freed_memory
-    from mnist_pl.models import DigitClassifier
-
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).handlers.clear()  # Hydra's print and keep the messages
         logging.getLogger(name).propagate = True
@@ -104,32 +103,20 @@ def build(
     model = ensemble or construct("model", _plain(cfg.model), _make_model, DigitClassifier)
     _check_own(model, data)
     if ensemble is None:
-        _try_optimizer_and_scheduler(_plain(cfg.model))
+        with torch.random.fork_rng(devices=[]):
+            _try_optimizer_and_scheduler(_plain(cfg.model))
     return data, model, _make_trainer(cfg, data, model)
-
-
-def threads() -> int:
-    """Of the processor, that PyTorch works with in this process."""
-    import torch
-
-    return torch.get_num_threads()
 
 
 def _set_threads(count: int | None) -> None:
     """`count`, or what PyTorch begins with, whatever a job before this one has set."""
-    import torch
-
-    global _threads
-    _threads = _threads or torch.get_num_threads()
     most = PROCESSES_FOR_A_CORE * (os.cpu_count() or 1)
     if count is not None and not 1 <= count <= most:
         raise ValueError(f"threads must be a whole number from 1 to {most}, for this machine's cores, got {count}")
-    torch.set_num_threads(count or _threads)
+    torch.set_num_threads(count or THREADS)
 
 
 def _check_scheduler(node: Any, name: str) -> None:
-    from torch.optim.lr_scheduler import LRScheduler
-
     if node:
         how = {"interval": Literal["step", "epoch"], "frequency": int, "strict": bool}
         words = {"all_steps": TRIED_STEPS, "lr": 0.1}
@@ -138,8 +125,6 @@ def _check_scheduler(node: Any, name: str) -> None:
 
 def _is_asked_for(record: logging.LogRecord) -> bool:
     """Of what Lightning says, warnings and the words of callbacks and of the tuner: whoever wants these adds those."""
-    import lightning
-
     where = Path(record.pathname)
     own = where.is_relative_to(Path(lightning.__file__).parent)
     return not own or record.levelno > logging.INFO or where.parent.name in ("callbacks", "tuner")
@@ -147,10 +132,6 @@ def _is_asked_for(record: logging.LogRecord) -> bool:
 
 def _check_own(model: Any, data: Any) -> None:
     """Parts of one's own have what the rest relies on, and nothing that no checkpoint could be read with."""
-    from mnist_pl.models import DigitClassifier
-    from mnist_pl.models.classifier import class_path
-    from mnist_pl.reading.checkpoint import check_can_be_kept
-
     for name, part in {"model": model, "data": data}.items():
         check_can_be_kept({f"{name}.{key}": value for key, value in part.hparams.items()})
     if data.hparams.get("nondigits") and not model.refuses:
@@ -176,10 +157,6 @@ def _instantiate(settings: Any, recursive: bool = False, **more: Any) -> Any:
 
 def _make_model(settings: Any) -> Any:
     """Its size is looked at before it takes memory; whether it can be trained, of a copy that takes a first step."""
-    import torch
-
-    from mnist_pl.models import DigitClassifier
-
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         sketch = None
         with suppress(Exception):  # not every network can be without numbers
@@ -195,14 +172,7 @@ def _make_model(settings: Any) -> Any:
 
 def _try_optimizer_and_scheduler(settings: Any) -> None:
     """Raises ValueError where the one or the other cannot be made for a model of these settings, or fails at first."""
-    import torch
-    from torch.optim import Optimizer
-    from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-
-    from mnist_pl.models.classifier import ADAM
-
-    with torch.random.fork_rng(devices=[]):
-        model: DigitClassifier = _instantiate(settings)
+    model: DigitClassifier = _instantiate(settings)
 
     def make_optimizer(settings: Any) -> Any:
         model.hparams["optimizer"] = settings
@@ -224,22 +194,12 @@ def _try_optimizer_and_scheduler(settings: Any) -> None:
             scheduler.step()
         return scheduler
 
-    with torch.random.fork_rng(devices=[]):
-        construct("optimizer", model.hparams["optimizer"] or ADAM, make_optimizer, Optimizer)
-        if model.hparams["scheduler"]:
-            construct("scheduler", model.hparams["scheduler"], make_scheduler, LRScheduler)
+    construct("optimizer", model.hparams["optimizer"] or ADAM, make_optimizer, Optimizer)
+    if model.hparams["scheduler"]:
+        construct("scheduler", model.hparams["scheduler"], make_scheduler, LRScheduler)
 
 
-def _make_trainer(cfg: DictConfig, data: "MNISTDataModule", model: "DigitClassifier") -> "Trainer":
-    import torch
-    from lightning import Trainer
-    from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, ProgressBar
-    from lightning.pytorch.loggers import Logger
-
-    from mnist_pl.engine.checkpoints import Best, DurableIO, Last
-    from mnist_pl.engine.joint import JointMean
-    from mnist_pl.engine.strategy import FastSingleDevice
-
+def _make_trainer(cfg: DictConfig, data: MNISTDataModule, model: DigitClassifier) -> Trainer:
     defaults = {key: default for key, (_, default) in (parameters(Trainer) or {}).items()}
     settings: dict[str, Any] = {**defaults, **_plain(cfg.trainer)}
     root, folder = settings["default_root_dir"], HydraConfig.get().runtime.output_dir
@@ -257,11 +217,9 @@ def _make_trainer(cfg: DictConfig, data: "MNISTDataModule", model: "DigitClassif
         value = settings[name]
         if isinstance(value, int | float) and value <= 0:
             raise ValueError(f"trainer.{name} must be positive, got {value}")
-    cores = os.cpu_count() or 1
-    if str(settings["devices"]).isdigit() and int(settings["devices"]) > PROCESSES_FOR_A_CORE * cores:
-        raise ValueError(
-            f"trainer.devices={settings['devices']}: are as many processes, for this machine's {cores} cores"
-        )
+    cores, devices = os.cpu_count() or 1, str(settings["devices"])
+    if devices.isdigit() and int(devices) > PROCESSES_FOR_A_CORE * cores:
+        raise ValueError(f"trainer.devices={devices}: are as many processes, for this machine's {cores} cores")
     callbacks = _make_all(cfg.callbacks, "callbacks", Callback)
     loggers = _make_all(cfg.logger, "logger", Logger)
     if settings["barebones"]:
@@ -311,15 +269,12 @@ def _make_trainer(cfg: DictConfig, data: "MNISTDataModule", model: "DigitClassif
     return trainer
 
 
-def _check_monitors(watching: dict[str, Any], model: "DigitClassifier", validates: bool) -> None:
+def _check_monitors(watching: dict[str, Any], model: DigitClassifier, validates: bool) -> None:
     """Raises ValueError where a schedule or a callback waits for a score that there will not be.
 
     Only those of this project and Lightning's are known to log nothing else.
     """
-    from mnist_pl.models import CNN, MLP
-
-    scores = [str(name) for name in model.train_scores]
-    scores += [str(name) for name in model.val_scores] if validates else []
+    scores = [str(name) for name in (*model.train_scores, *(model.val_scores if validates else ()))]
     callbacks = {type(callback).__module__ for path, callback in watching.items() if path != "scheduler"}
     are_all = type(model) in (MLP, CNN) and all(module.startswith(KNOWN_CALLBACKS) for module in callbacks)
     for path, watcher in watching.items():
@@ -336,10 +291,8 @@ def _check_monitors(watching: dict[str, Any], model: "DigitClassifier", validate
             raise ValueError(f"{path}.monitor={score}: there is no such score; there are {', '.join(scores)}")
 
 
-def _show_profile(trainer: "Trainer") -> None:
+def _show_profile(trainer: Trainer) -> None:
     """The report of `trainer.profiler` in the terminal and in the run's folder; Lightning's own go to one of them."""
-    from lightning.pytorch.profilers import PassThroughProfiler
-
     profiler: Any = trainer.profiler  # type: ignore[attr-defined]
     if isinstance(profiler, PassThroughProfiler):
         return

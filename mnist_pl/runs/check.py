@@ -10,31 +10,24 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from math import isfinite
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object
+from lightning import Trainer
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch.optim import Optimizer
 
+from mnist_pl.data import MNISTDataModule
+from mnist_pl.models import DigitClassifier
+from mnist_pl.reading.checkpoint import measure
 from mnist_pl.runs.errors import GROUPS, suggest
 from mnist_pl.storage import one_line
 
-if TYPE_CHECKING:
-    from lightning import Trainer
-    from torch.optim import Optimizer
-
-    from mnist_pl.data import MNISTDataModule
-    from mnist_pl.models import DigitClassifier
-
-KINDS = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    NoneType: "null",
-    dict: "a mapping",
-}
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+KINDS |= {NoneType: "null", dict: "a mapping"}
 PASS_ON = "lightning.pytorch.strategies."  # which hand what they do not know to PyTorch's DistributedDataParallel
 LISTS = (list, tuple, collections.abc.Sequence, collections.abc.Iterable)
 FOR_EACH_WEIGHT = 16  # bytes: itself, its gradient, and Adam's two means
@@ -95,11 +88,7 @@ def _resolve(node: DictConfig, key: str, path: str) -> Any:
 
 
 def target_of(node: DictConfig, name: str) -> Any:
-    """The class that a node names.
-
-    Raises:
-        ValueError: it names none.
-    """
+    """The class that a node names. Raises ValueError where it names none."""
     target = _resolve(node, "_target_", f"{name}._target_")
     if not isinstance(target, str) or not target:
         raise ValueError(f"{name}._target_ must be the whole name of a class, as torch.optim.Adam, got {target!r}")
@@ -116,11 +105,8 @@ def parameters(target: Any) -> dict[str, tuple[Any, Any]] | None:
     """What a class or function takes: the kind and the default of each; None where it does not say."""
     known: dict[str, tuple[Any, Any]] = {}
     # A class that passes **keywords on takes those of its parent too.
-    owners: list[Any] = (
-        [vars(kind)["__init__"] for kind in target.__mro__ if "__init__" in vars(kind)]
-        if inspect.isclass(target)
-        else []
-    )
+    kinds = inspect.getmro(target) if inspect.isclass(target) else ()
+    owners: list[Any] = [vars(kind)["__init__"] for kind in kinds if "__init__" in vars(kind)]
     for owner in owners or [target]:
         try:
             signature = inspect.signature(owner).parameters
@@ -165,9 +151,8 @@ def describe(hint: Any) -> str:
     if kind in (Union, UnionType):
         return " or ".join(dict.fromkeys(describe(part) for part in parts))
     if kind in LISTS:
-        return "a list of " + (
-            f"{len(parts)} numbers" if kind is tuple else describe(*parts[:1]).removeprefix("a ") + "s"
-        )
+        each = f"{len(parts)} number" if kind is tuple else describe(*parts[:1]).removeprefix("a ")
+        return f"a list of {each}s"
     return KINDS.get(kind) or f"a {getattr(kind, '__name__', kind)}"
 
 
@@ -180,12 +165,9 @@ def reason(error: BaseException) -> str:
 
 
 def construct(name: str, settings: Mapping[str, Any], make: Callable[[dict[str, Any]], Any], kind: type) -> Any:
-    """`make(settings)`; where that fails, one line that names the setting to blame.
+    """`make(settings)`. Raises ValueError, one line that names the setting to blame, where it fails or makes no `kind`.
 
     That is the one without which it works, for then its default is taken; else those that are no defaults.
-
-    Raises:
-        ValueError: it fails, in whatever way, or makes no `kind`.
     """
     settings = dict(settings)
     try:
@@ -215,10 +197,8 @@ def _blamed(name: str, settings: dict[str, Any], make: Callable[[dict[str, Any]]
     yield from (f"{name}.{key}={settings[key]}" for key in (*set_here, "_target_"))
 
 
-def check_size(sketch: "DigitClassifier") -> None:
+def check_size(sketch: DigitClassifier) -> None:
     """Raises ValueError where a network, built on the device `meta`, would not fit into this machine's memory."""
-    from mnist_pl.reading.checkpoint import measure
-
     count = sum(parameter.numel() for parameter in sketch.parameters())
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -227,7 +207,7 @@ def check_size(sketch: "DigitClassifier") -> None:
     measure(sketch)
 
 
-def check_test_batches(trainer: "Trainer", data: "MNISTDataModule") -> None:
+def check_test_batches(trainer: Trainer, data: MNISTDataModule) -> None:
     """Raises ValueError where a share of the test images is less than one batch; Lightning sees that after training."""
     share = trainer.limit_test_batches
     if isinstance(share, float) and 0 < share < 1:
@@ -239,9 +219,8 @@ def check_test_batches(trainer: "Trainer", data: "MNISTDataModule") -> None:
             )
 
 
-def try_step(model: "DigitClassifier", optimizer: "Optimizer | None" = None) -> None:
+def try_step(model: DigitClassifier, optimizer: Optimizer | None = None) -> None:
     """The first training step, on blank images."""
-    import torch
 
     def loss() -> torch.Tensor:
         model.zero_grad()

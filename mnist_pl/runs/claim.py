@@ -22,7 +22,7 @@ HELD = "MNIST_PL_HELD"  # environment variable: the folder that this process, or
 CLOCK = "${now:"  # in a folder's name as it is written: nobody has chosen it
 
 _claimed: dict[Path, FolderLock] = {}
-_taken: list[str] = []
+taken: list[str] = []  # folders that this process would have claimed, were they not another's; the one meant first
 
 
 class Claim(Callback):
@@ -76,7 +76,7 @@ class Claim(Callback):
                 pass
             except OSError:  # it cannot be made, as the run will tell
                 return folder
-            _taken.append(short_path(folder))
+            taken.append(short_path(folder))
         raise AssertionError("there is always a next number")
 
 
@@ -93,11 +93,7 @@ def _job() -> str:
 
 @contextmanager
 def holding(folder: str) -> Iterator[FolderLock | None]:
-    """The lock of this run's folder; None in a further process of the run.
-
-    Raises:
-        ValueError: another process is at work there.
-    """
+    """The lock of this run's folder; None in a further process of the run. Raises ValueError where another holds it."""
     path = Path(folder).absolute()
     if not is_first() or os.environ.get(HELD) == str(path):
         yield None
@@ -118,8 +114,3 @@ def is_own(lock: FolderLock | None) -> bool:
     """Whether a folder with an existing run is that of the job of a sweep which is at work in it again."""
     resumed = HydraConfig.get().callbacks.get("claim", {}).get("resumes", False)
     return resumed or bool(lock and lock.before and _job() and lock.before.decode().strip().endswith(_job()))
-
-
-def taken() -> list[str]:
-    """Folders that this process would have claimed, were they not another's; the one that was meant comes first."""
-    return _taken

@@ -46,17 +46,14 @@ def named(cfg: DictConfig) -> list[str]:
 
 def _foreign(settings: Any, key: str = "") -> dict[str, str]:
     """The `_target_`s, by their keys, that are no classes of this project or of the libraries that it is built on."""
+    if key.rpartition(".")[2] == "_target_" and isinstance(settings, str) and not _is_known(settings):
+        return {key: settings}
     if isinstance(settings, list):
-        settings = {str(number): value for number, value in enumerate(settings)}
-    if not isinstance(settings, dict):
-        return {}
-    found = {
-        path: target for name, value in settings.items() for path, target in _foreign(value, f"{key}.{name}").items()
-    }
-    target = settings.get("_target_")
-    if isinstance(target, str) and not _is_known(target):
-        found[f"{key}._target_".lstrip(".")] = target
-    return {path.lstrip("."): target for path, target in found.items()}
+        settings = dict(enumerate(settings))
+    found: dict[str, str] = {}
+    for name in settings if isinstance(settings, dict) else ():
+        found |= _foreign(settings[name], f"{key}.{name}".lstrip("."))
+    return found
 
 
 def _is_known(target: str) -> bool:

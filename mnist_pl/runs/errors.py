@@ -19,13 +19,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from mnist_pl.signals import advice, exit_code
+from mnist_pl import signals
+from mnist_pl.signals import advice
 from mnist_pl.storage import one_line
 from mnist_pl.world import is_to_tell
 
 GROUPS = ("logger", "callbacks")  # which Lightning's Trainer takes as arguments
-LAUNCHERS = ("joblib",)  # of Hydra's, that have to be installed
 WORKER_LOST = "TerminatedWorkerError"  # joblib's
+MISCONFIGURED = "MisconfigurationException"  # Lightning's
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 SAID = "MNIST_PL_FULL_ERROR"  # what HYDRA_FULL_ERROR was before, for further processes of the run (DDP)
 WANTS_TRACEBACK = os.environ.get(SAID, os.environ.get("HYDRA_FULL_ERROR")) == "1"
@@ -75,15 +76,12 @@ class _UntilClosed(FileIO):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """What a user can mend ends the program with one line; anything else is a fault of ours and shows its traceback.
-
-    HYDRA_FULL_ERROR=1 shows the traceback of both. In a sweep, Hydra gets to see the error of a job, and does the next.
-    """
+    """HYDRA_FULL_ERROR=1 shows all tracebacks. In a sweep, Hydra gets to see the error of a job, and does the next."""
     try:
         yield
     except Exception as error:
-        if (code := exit_code()) is not None:
-            sys.exit(code)
+        if signals.code is not None:
+            sys.exit(signals.code)
         in_job = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
         if WANTS_TRACEBACK or in_job or not is_users(error):
             raise
@@ -98,20 +96,16 @@ def _in_thread(failure: threading.ExceptHookArgs) -> None:
 
 
 def is_users(error: Exception) -> bool:
-    kinds: tuple[type[Exception], ...] = (HydraException, OmegaConfBaseException, ValueError, OSError)
-    if "lightning" in sys.modules:
-        from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-        kinds = (*kinds, MisconfigurationException)
-    known = str(error).startswith("Early stopping conditioned on metric") or type(error).__name__ == WORKER_LOST
-    return known or isinstance(error, kinds)
+    known = type(error).__name__ in (WORKER_LOST, MISCONFIGURED)
+    known |= str(error).startswith("Early stopping conditioned on metric")
+    return known or isinstance(error, HydraException | OmegaConfBaseException | ValueError | OSError)
 
 
 def explain(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.rpartition("/")
-        if group == "hydra/launcher" and option in LAUNCHERS:
-            return f'{group}={option}: is an extra; pip install -e ".[{option}]"'
+        if (group, option) == ("hydra/launcher", "joblib"):
+            return 'hydra/launcher=joblib: is an extra; pip install -e ".[joblib]"'
         return f"{group}={option}: there is no such option; there are {', '.join(error.options)}"
     if type(error).__name__ == WORKER_LOST:
         return f"a job's process was killed, perhaps because memory ran out; {advice('run the same command again')}"
@@ -136,7 +130,7 @@ def explain(error: Exception) -> str:
         text += f"; make room{where}, or choose another folder for the run with hydra.run.dir=FOLDER"
     if isinstance(cause, OmegaConfBaseException):
         text += f": {cause.msg}"
-    if type(error).__name__ == "MisconfigurationException":
+    if type(error).__name__ == MISCONFIGURED:
         from lightning import Trainer
 
         names = "|".join(inspect.signature(Trainer).parameters)

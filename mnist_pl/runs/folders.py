@@ -58,10 +58,7 @@ def label(cfg: Any) -> str:
 def find(path: str | os.PathLike[str] | None, *names: str) -> Path:
     """A checkpoint file, from its path or its run folder; the first of `names` that is there.
 
-    Or that of the newest run: None, and Lightning's words `last` and `best`.
-
-    Raises:
-        ValueError: there is none.
+    Or that of the newest run: None, and Lightning's words `last` and `best`. Raises ValueError where there is none.
     """
     start = None if path is None else as_typed(path)
     if start is None or (path in LIGHTNINGS and not start.exists()):
@@ -78,16 +75,14 @@ def find(path: str | os.PathLike[str] | None, *names: str) -> Path:
     for candidate in (start, *places):
         if candidate.is_file():
             return candidate
-    is_folder = start.is_dir()
-    missing = f"the folder holds no checkpoints/{names[0]}" if is_folder else "there is no such file or folder"
+    missing = f"the folder holds no checkpoints/{names[0]}" if start.is_dir() else "there is no such file or folder"
     raise ValueError(f"ckpt_path={printable(path)}: {missing}")
 
 
 def find_all(ckpt_path: Any, *names: str) -> list[Path]:
     """What `find` finds of `ckpt_path`, or of each of several: networks that answer together. Of a sweep, its jobs.
 
-    Raises:
-        ValueError: one of them is not there, or is named twice.
+    Raises ValueError where one of them is not there, or is named twice.
     """
     several = isinstance(ckpt_path, ListConfig | list)
     paths = list(ckpt_path) if several else [ckpt_path]
@@ -98,11 +93,10 @@ def find_all(ckpt_path: Any, *names: str) -> list[Path]:
     for path in paths:
         if isinstance(path, bool | dict | list | DictConfig | ListConfig) or (several and path is None):
             raise ValueError(f"{said}: must be a run or a checkpoint, or several: ckpt_path=[A,B]")
-        folder = None if path is None else as_typed(str(path))
+        path = None if path is None else str(path)
+        folder = None if path is None else as_typed(path)
         jobs = folder.glob(f"**/checkpoints/{names[0]}") if folder is not None and plan.is_sweep(folder) else ()
-        found += sorted(jobs, key=lambda file: (len(str(file)), file)) or [
-            find(None if path is None else str(path), *names)
-        ]
+        found += sorted(jobs, key=lambda file: (len(str(file)), file)) or [find(path, *names)]
     twice = [file for number, file in enumerate(found) if file.resolve() in map(Path.resolve, found[:number])]
     if twice:
         raise ValueError(f"{said}: names {printable(twice[0])} twice; name each once")
@@ -121,11 +115,7 @@ def names(checkpoints: list[Path]) -> str:
 
 
 def newest_run() -> Path:
-    """The run that was at work last, whether it has a checkpoint yet or not.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The run that was at work last, whether it has a checkpoint yet or not. Raises ValueError where there is none."""
     found = {}
     for settings in [path for runs in RUNS for path in Path(runs).glob("**/.hydra/config.yaml")]:
         if "\nfit: false\n" not in "\n" + settings.read_text(encoding="utf-8"):  # which only tested another

@@ -1,7 +1,6 @@
 """What accuracy each preset gives, and at what cost: from runs that were scored, and in a file that ships with them."""
 
 import csv
-import io
 import re
 import statistics
 import textwrap
@@ -17,8 +16,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from mnist_pl.runs.config import CONF
-from mnist_pl.runs.sweep import Job, jobs
-from mnist_pl.storage import markdown, write
+from mnist_pl.runs.sweep import Job, jobs, spread
+from mnist_pl.storage import csv_text, markdown, write
 
 if TYPE_CHECKING:
     from mnist_pl.models import DigitClassifier
@@ -105,11 +104,7 @@ def names() -> list[str]:
 
 
 def scored(folders: Iterable[Path]) -> list[Run]:
-    """The finished runs below these folders; of several with the same words, the last.
-
-    Raises:
-        ValueError: there is none below one of the folders; the message names it.
-    """
+    """The finished runs below the folders, of equal words the last. Raises ValueError where a folder has none."""
     found: dict[tuple[tuple[str, str], ...], Job] = {}
     for folder in folders:
         done = [job for job in jobs(folder) if job.facts.get("test/acc") is not None]
@@ -218,11 +213,7 @@ def keep(runs: Sequence[Run], minute: Callable[[int], float], processor: str) ->
         added.append(run._replace(machine=f"{processor}, {run.machine}"))
     new = {run.preset for run in added}
     rows = sorted([*(run for run in kept() if run.preset not in new), *added], key=lambda run: (run.preset, run.seed))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Run._fields)
-    writer.writerows(rows)
-    write(KEPT, text.getvalue().encode())
+    write(KEPT, csv_text([Run._fields, *rows], "\n").encode())
 
 
 def kept() -> list[Run]:
@@ -267,14 +258,13 @@ def table(found: Sequence[Preset]) -> list[str]:
 
 def _scores(preset: Preset) -> list[str]:
     accuracies = [run.accuracy for run in preset.runs]
-    spread = f" ± {statistics.stdev(accuracies):.2%}"[:-1] if len(accuracies) > 1 else ""
     high, low = ((1 - bound) * 10_000 for bound in preset.interval())
     wrong = (1 - preset.accuracy) * 10_000
     digits = 1 if wrong < 1000 else 0
     errors = [run.calibration_error for run in preset.runs if run.calibration_error is not None]
     return [
         str(len(accuracies)),
-        f"{preset.accuracy:.2%}"[:-1] + spread,
+        spread(accuracies, 100, 2),
         f"{wrong:,.{digits}f} ({low:,.{digits}f}–{high:,.{digits}f})",
         f"{statistics.fmean(errors):.2%}"[:-1] if errors else "–",
         f"{preset.seconds:,.1f}" if preset.seconds else "–",

@@ -25,20 +25,14 @@ COMPARED = ("val/acc", "val_best/acc", "test/acc")  # figures of the HParams tab
 class MetricsCSV(Logger):
     """`metrics.csv`: a row for each record, with the step, the epoch and the training images seen."""
 
+    name, version = "csv", ""
+
     def __init__(self, save_dir: str) -> None:
         super().__init__()
         self.path = Path(save_dir, "metrics.csv")
         self.rows: list[dict[str, float]] = []
         self.written = 0
         self.columns: list[str] = []
-
-    @property
-    def name(self) -> str:
-        return "csv"
-
-    @property
-    def version(self) -> str:
-        return ""
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
@@ -86,13 +80,11 @@ class TensorBoard(TensorBoardLogger):
     The event files lie in a folder of the run that bears the run's name: TensorBoard names runs by their folders.
     """
 
+    name = ""  # where Lightning has a property, which cannot be set
+
     def __init__(self, save_dir: str, name: str = "", version: str = "") -> None:
         super().__init__(save_dir, name, version)
-        self.run_name = name
-
-    @property
-    def name(self) -> str:
-        return self.run_name
+        self.name = name
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # type: ignore[override]
@@ -139,7 +131,7 @@ class TensorBoard(TensorBoardLogger):
         earlier = next(Path(self.save_dir).glob("*/events.out.tfevents.*"), None)
         if earlier is None:
             return
-        self.run_name = earlier.parent.name
+        self.name = earlier.parent.name
         SummaryWriter(str(earlier.parent), purge_step=max(step, 0)).close()
         for row in kept:
             if row["step"] == step:
@@ -170,7 +162,7 @@ def start_loggers(
             kept = logger.rows
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoard):
-            logger.run_name = facts["run"]
+            logger.name = facts["run"]
             logger.rewind(step, kept)
             logger.show_settings_and_charts(settings)
             logger.log_hyperparams(columns)

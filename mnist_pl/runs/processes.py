@@ -22,21 +22,8 @@ from hydra.core.utils import configure_log, setup_globals
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from mnist_pl import signals
 from mnist_pl.runs.consent import again
-from mnist_pl.signals import (
-    FIRST,
-    advice,
-    advise,
-    end_on_signals,
-    end_others,
-    end_with_parent,
-    has_ended_others,
-    ignore_signals,
-    pass_on,
-    share,
-    tell,
-    watch,
-)
 from mnist_pl.storage import short_path
 from mnist_pl.world import from_first, is_first, is_to_tell, meet, world
 
@@ -82,23 +69,11 @@ def check_no_sweep(arguments: list[str]) -> None:
         )
 
 
-class Speaker(logging.StreamHandler):
-    """For the log in the terminal, which has what the first process says."""
+class FirstProcess(logging.Filter):
+    """For the log, in the terminal and in the run's folder: it has what the first process says."""
 
-    def emit(self, record: logging.LogRecord) -> None:
-        if is_first():
-            super().emit(record)
-
-
-class LogFile(logging.FileHandler):
-    """For the log in the run's folder; likewise. It is opened when there is something to write."""
-
-    def __init__(self, filename: str) -> None:
-        super().__init__(filename, delay=True)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if is_first():
-            super().emit(record)
+    def filter(self, record: logging.LogRecord) -> bool:
+        return is_first()
 
 
 def strategy_here(strategy: Any) -> Any:
@@ -158,12 +133,11 @@ def launch(trainer: "Trainer", main: Callable[[DictConfig], Any], cfg: DictConfi
     from torch.multiprocessing import ProcessExitedException
 
     launcher: Any = trainer.strategy.launcher
-    pass_on(launcher.kill)
-    advise(f"continue with {again(cfg, trainer.default_root_dir)}")
+    signals.pass_on(launcher.kill)
+    signals.advise(f"continue with {again(cfg, trainer.default_root_dir)}")
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # each one that it ends
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")  # about the ended
-    how = HOW.search(cfg.trainer.strategy)
-    told = multiprocessing.get_context("spawn" if how is not None and how[1] == "spawn" else "fork").Value("i", 0)
+    told = multiprocessing.get_context("spawn" if "_spawn" in cfg.trainer.strategy else "fork").Value("i", 0)
     try:
         return launcher.launch(partial(_work, main, cfg, HydraConfig.instance().cfg, told))
     except ProcessExitedException as error:
@@ -171,18 +145,18 @@ def launch(trainer: "Trainer", main: Callable[[DictConfig], Any], cfg: DictConfi
             sys.exit(_lost())
         first = launcher.procs[0].exitcode
         if first == 0:
-            advise(f"the run is finished, in {short_path(trainer.default_root_dir)}")
+            signals.advise(f"the run is finished, in {short_path(trainer.default_root_dir)}")
         if error.exit_code > 128 and first in (0, 1):  # it was done already, or lost the one that got the signal
-            tell(error.exit_code - 128)
+            signals.tell(error.exit_code - 128)
         sys.exit(error.exit_code)
 
 
 def _work(main: Callable[[DictConfig], Any], cfg: DictConfig, hydra: Any, told: Any) -> Any:
     global _told
     _told = told
-    end_on_signals()
-    watch()
-    end_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    signals.end_on_signals()
+    signals.watch()
+    signals.end_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
     if not HydraConfig.initialized():  # it was spawned, not forked
         setup_globals()
         HydraConfig.instance().cfg = hydra
@@ -197,20 +171,20 @@ def ending_together(trainer: "Trainer") -> Iterator[None]:
         yield
         return
     launcher: Any = trainer.strategy.launcher
-    if os.environ.get(FIRST) == str(os.getppid()):  # Lightning has started this one
-        end_with_parent(_end_at_once)
+    if os.environ.get(signals.FIRST) == str(os.getppid()):  # Lightning has started this one
+        signals.end_with_parent(_end_at_once)
     elif launcher is not None and "LOCAL_RANK" not in os.environ and world() is None:  # and will start others here
-        share(launcher.kill)
+        signals.share(launcher.kill)
         threading.Thread(target=_look_after, args=(launcher, trainer.num_devices - 1), daemon=True).start()
     try:
         yield
     except Exception as error:
         lost = isinstance(error, RuntimeError) and LOST.search(str(error)) is not None
         # Instead of what the training did about them; who has started this one may have noticed the loss too.
-        (ignore_signals if lost else end_on_signals)()
+        (signals.ignore_signals if lost else signals.end_on_signals)()
         # The one that knows most tells, and ends the others.
         time.sleep(PATIENCE * (lost + (not trainer.is_global_zero)))
-        end_others()
+        signals.end_others()
         if lost:
             line = _lost()
             sys.exit(line if _tells_loss(line) else 1)
@@ -223,7 +197,7 @@ def ending_together(trainer: "Trainer") -> Iterator[None]:
 
 
 def _lost() -> str:
-    return f"error: another process of this run has ended; {advice('run the same command again')}"
+    return f"error: another process of this run has ended; {signals.advice('run the same command again')}"
 
 
 def _tells_loss(line: str) -> bool:
@@ -238,7 +212,7 @@ def _end_at_once() -> None:
     line = _lost()
     if _tells_loss(line):
         os.write(2, f"{line}\n".encode(errors="backslashreplace"))
-    end_others()
+    signals.end_others()
     os._exit(1)
 
 
@@ -248,7 +222,7 @@ def _look_after(launcher: Any, number: int) -> None:
         time.sleep(0.1)
 
     def wait(process: Any) -> None:
-        if process.wait() < 0 and not has_ended_others():
+        if process.wait() < 0 and not signals.ended_others:
             _end_at_once()
 
     for process in launcher.procs:

@@ -42,10 +42,8 @@ def expand_resume(arguments: list[str], conf: Path) -> list[str]:
     """A command line's arguments, in which `resume=RUN` stands for the settings that the run was composed with.
 
     The other arguments come on top; flags come first. Ends the program where there is nothing left to do. `conf` is the
-    folder of train.yaml and the groups.
-
-    Raises:
-        ValueError: there is no such run, or it is a sweep and other settings are asked for.
+    folder of train.yaml and the groups. Raises ValueError where there is no such run, or other settings are asked for
+    of a sweep.
     """
     flags, words = split(arguments)
     more = [word for word in words if key_of(word) != "resume"]
@@ -155,8 +153,7 @@ def _store(settings: Any, folder: Path, conf: Path, keys: list[str]) -> None:
 def find_ensemble(cfg: DictConfig) -> "Ensemble | None":
     """What `ckpt_path` names, where that is several networks, or a file that joins some; `cfg` then tells of it.
 
-    Raises:
-        ValueError: there is none, or it is to be trained further.
+    Raises ValueError where there is none, or it is to be trained further.
     """
     from mnist_pl.models import Ensemble
     from mnist_pl.models.classifier import class_path
@@ -188,8 +185,7 @@ def find_start(
 ) -> Path | None:
     """The checkpoint to resume from, or to test; None where there are several, which `model` has already.
 
-    Raises:
-        ValueError: there is none, it does not fit, or another run would be written over.
+    Raises ValueError where there is none, it does not fit, or another run would be written over.
     """
     from mnist_pl.reading.checkpoint import check_continues, check_fits
 
@@ -209,17 +205,14 @@ def find_start(
     if fit:
         check_continues(start, trained, model)
         untested = existing is not None and not (folder / "summary.json").exists()  # killed after its last epoch
-        epochs = trained.get("epochs", trained.get("epoch", 0))
-        if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= epochs and not untested:
-            raise ValueError(
-                f"ckpt_path={ckpt_path}: has trained {epochs} epochs and trainer.max_epochs is "
-                f"{trainer.max_epochs}; raise it to train further, or say fit=false to only test"
-            )
-        if 0 <= trainer.max_steps <= trained["global_step"] and not untested:
-            raise ValueError(
-                f"ckpt_path={ckpt_path}: has trained {trained['global_step']} steps and trainer.max_steps is "
-                f"{trainer.max_steps}; raise it to train further, or say fit=false to only test"
-            )
+        done = {"epochs": trained.get("epochs", trained.get("epoch", 0)), "steps": trained["global_step"]}
+        for what, count in done.items():
+            most = getattr(trainer, f"max_{what}")
+            if most is not None and 0 <= most <= count and not untested:
+                raise ValueError(
+                    f"ckpt_path={ckpt_path}: has trained {count} {what} and trainer.max_{what} is {most}; raise it to "
+                    "train further, or say fit=false to only test"
+                )
     return start
 
 
@@ -268,11 +261,7 @@ def _last(raw: Any, resolved: Any) -> Any:
 
 
 def fit(trainer: "Trainer", model: "DigitClassifier", data: Any, start: Path | None, step: int) -> None:
-    """`trainer.fit`, from the checkpoint `start`, of optimiser step `step`, where there is one.
-
-    Raises:
-        ValueError: the checkpoint cannot be continued.
-    """
+    """`trainer.fit`, from the checkpoint `start` of `step`, if any. Raises ValueError where that is broken."""
     from mnist_pl.engine.checkpoints import Best
 
     if start is not None:

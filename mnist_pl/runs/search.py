@@ -12,17 +12,31 @@ import logging
 import os
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import torch
 from filelock import FileLock, Timeout
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
+from optuna import Study, Trial, TrialPruned, create_study
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import MedianPruner, NopPruner
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
 
-from mnist_pl.runs.build import build, threads
+from mnist_pl.reading import checkpoint
+from mnist_pl.runs import loggers, summary
+from mnist_pl.runs.build import build
 from mnist_pl.runs.config import Train, Tune
 from mnist_pl.runs.errors import UNWRITABLE, explain, is_users
 from mnist_pl.runs.folders import label
@@ -31,12 +45,6 @@ from mnist_pl.runs.space import Space, suggest_params, words_of
 from mnist_pl.runs.words import key_of
 from mnist_pl.signals import end_on_signals
 from mnist_pl.storage import short_path
-
-if TYPE_CHECKING:
-    from optuna import Study, Trial
-    from optuna.samplers import BaseSampler
-    from optuna.storages import BaseStorage
-    from optuna.trial import FrozenTrial
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +56,7 @@ WAIT_FOR_SQLITE = 60  # seconds, for other processes to have written
 FEWEST = 5  # trials that have come as far, before one is given up
 RETRY = "tries_again"  # in a trial: the number of the interrupted one
 LOCK = ".lock"
+SAMPLERS = {"tpe": TPESampler, "random": RandomSampler}
 
 
 class JournalLock:
@@ -70,18 +79,11 @@ class JournalLock:
         self.lock.release()
 
 
-def open_storage(storage: str, folder: Path) -> "BaseStorage":
+def open_storage(storage: str, folder: Path) -> BaseStorage:
     """`journal` and `sqlite`, files in `folder`; or a database by its URL.
 
-    Raises:
-        ValueError: it cannot be opened; the message does not repeat the URL, which may hold a password.
+    Raises ValueError where it cannot be opened, without repeating the URL, which may hold a password.
     """
-    import warnings
-
-    from optuna.exceptions import ExperimentalWarning
-    from optuna.storages import JournalStorage, RDBStorage
-    from optuna.storages.journal import JournalFileBackend
-
     if storage == "journal":
         path = str(folder / "journal.log")
         lock: Any = JournalLock(path)
@@ -106,59 +108,38 @@ def study_lock(folder: Path) -> FileLock:
     return FileLock(folder / LOCK)
 
 
-def make_sampler(name: str, seed: int) -> "BaseSampler":
-    """One that draws anew for each trial, from the seed and the trial's place among those that were not interrupted."""
-    import numpy as np
-    from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+def make_sampler(name: str, seed: int) -> BaseSampler:
+    """One that begins anew with each trial, from the seed and its place among the trials that were not interrupted."""
+    if name not in SAMPLERS:
+        raise ValueError(f"sampler={name}: must be one of {', '.join(SAMPLERS)}")
+    kind: Any = SAMPLERS[name]
 
-    kinds: dict[str, Callable[[int], BaseSampler]] = {
-        "tpe": lambda seed: TPESampler(seed=seed),
-        "random": lambda seed: RandomSampler(seed=seed),
-    }
-    if name not in kinds:
-        raise ValueError(f"sampler={name}: must be one of {', '.join(kinds)}")
-
-    class Anew(BaseSampler):
-        def before_trial(self, study: "Study", trial: "FrozenTrial") -> None:
+    class Anew(kind):
+        def before_trial(self, study: Study, trial: FrozenTrial) -> None:
             earlier = [one for one in study.get_trials(deepcopy=False) if one.number <= trial.number]
             place = trial.number - sum(RETRY in one.user_attrs for one in earlier)
-            self.sampler = kinds[name](int(np.random.SeedSequence([seed, place]).generate_state(1)[0]))
-            self.sampler.before_trial(study, trial)
-
-        def infer_relative_search_space(self, study: "Study", trial: "FrozenTrial") -> Any:
-            return self.sampler.infer_relative_search_space(study, trial)
-
-        def sample_relative(self, study: "Study", trial: "FrozenTrial", search_space: Any) -> Any:
-            return self.sampler.sample_relative(study, trial, search_space)
-
-        def sample_independent(self, study: "Study", trial: "FrozenTrial", param_name: str, distribution: Any) -> Any:
-            return self.sampler.sample_independent(study, trial, param_name, distribution)
+            super().__init__(seed=int(np.random.SeedSequence([seed, place]).generate_state(1)[0]))
+            super().before_trial(study, trial)
 
     return Anew()
 
 
 def make_pruner(name: str | None) -> Any:
-    from optuna.pruners import MedianPruner, NopPruner
-
     if name not in ("median", "none", None):
         raise ValueError(f"pruner={name}: must be median or null")
     return MedianPruner(n_startup_trials=FEWEST, n_min_trials=FEWEST) if name == "median" else NopPruner()
 
 
-def open_study(cfg: DictConfig, folder: Path, settings: str) -> "Study":
+def open_study(cfg: DictConfig, folder: Path, settings: str) -> Study:
     """The study that is in `folder` or in the database, or a new one. `settings` are what all its trials share.
 
-    Raises:
-        ValueError: it was begun with others, which its trials could not be compared with.
+    Raises ValueError where it was begun with others, which its trials could not be compared with.
     """
-    from optuna import create_study
-
-    sampler, pruner = make_sampler(cfg.sampler, cfg.seed), make_pruner(cfg.pruner)
     study = create_study(
+        sampler=make_sampler(cfg.sampler, cfg.seed),
+        pruner=make_pruner(cfg.pruner),
         storage=open_storage(cfg.storage, folder),
         study_name="study" if cfg.storage in IN_FOLDER else short_path(folder),
-        sampler=sampler,
-        pruner=pruner,
         direction="maximize",
         load_if_exists=True,
     )
@@ -175,32 +156,27 @@ def open_study(cfg: DictConfig, folder: Path, settings: str) -> "Study":
     return study
 
 
-def interrupted(trials: "list[FrozenTrial]") -> dict[int, int]:
+def interrupted(trials: list[FrozenTrial]) -> dict[int, int]:
     """The trials whose processes died or were stopped, and those that try the same again."""
     return {one.user_attrs[RETRY]: one.number for one in trials if RETRY in one.user_attrs}
 
 
-def count(study: "Study") -> tuple[int, int]:
-    """The trials that are finished, and those under way."""
-    from optuna.trial import TrialState
-
-    trials = study.get_trials(deepcopy=False)
+def count(trials: list[FrozenTrial]) -> tuple[int, int]:
+    """Those that are finished, and those under way."""
     lost = interrupted(trials)
     finished = sum(one.state.is_finished() and one.number not in lost for one in trials)
     return finished, sum(one.state == TrialState.RUNNING for one in trials)
 
 
-def _try_again(study: "Study", trial: "FrozenTrial") -> None:
+def _try_again(study: Study, trial: FrozenTrial) -> None:
     study.enqueue_trial(trial.params, user_attrs={RETRY: trial.number})
 
 
-def _give_up_the_dead(study: "Study", folder: Path, shared: bool) -> None:
+def _give_up_the_dead(study: Study, folder: Path, shared: bool) -> None:
     """Marks the interrupted trials as failed; each is tried again. With the study's lock held.
 
     A trial without a lock file died before it had one, unless the storage is `shared`: then it is another machine's.
     """
-    from optuna.trial import TrialState
-
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         path = folder / str(trial.number) / LOCK
         if path.exists():
@@ -212,9 +188,7 @@ def _give_up_the_dead(study: "Study", folder: Path, shared: bool) -> None:
             _end_and_try_again(study, trial)
 
 
-def _end_and_try_again(study: "Study", trial: "FrozenTrial") -> None:
-    from optuna.trial import TrialState
-
+def _end_and_try_again(study: Study, trial: FrozenTrial) -> None:
     study.tell(trial.number, state=TrialState.FAIL)
     _try_again(study, trial)
 
@@ -222,25 +196,21 @@ def _end_and_try_again(study: "Study", trial: "FrozenTrial") -> None:
 class Search:
     """What one process does of a study."""
 
-    def __init__(self, study: "Study", space: Space, words: list[str], folder: Path, shared: bool) -> None:
+    def __init__(self, study: Study, space: Space, words: list[str], folder: Path, shared: bool) -> None:
         """`words` are the command line's; the storage may be `shared` by machines, which do not see this `folder`."""
         self.study, self.space, self.words, self.folder, self.shared = study, space, words, folder, shared
         self.alone = study_lock(folder)
         self.of_trial: FileLock | None = None
         self.number = -1  # of the trial under way
 
-    def run(self, trials: int | None, minutes: float | None, tell: "Callable[[FrozenTrial], None]") -> None:
-        """Does trials until there are as many finished ones, or the time is up; `tell` is called after each.
-
-        Raises:
-            OSError: there is no room for the runs.
-        """
+    def run(self, trials: int | None, minutes: float | None, tell: Callable[[FrozenTrial], None]) -> None:
+        """Does trials until enough are done or time is up; calls `tell` after each. Raises OSError on a full disk."""
         began = time.monotonic()
         while minutes is None or time.monotonic() - began < minutes * 60:
             try:
                 self.alone.acquire()
                 _give_up_the_dead(self.study, self.folder, self.shared)
-                if trials is not None and sum(count(self.study)) >= trials:
+                if trials is not None and sum(count(self.study.get_trials(deepcopy=False))) >= trials:
                     return
                 # Optuna's own loop, for the heartbeats. Once the trial has a lock, others need not wait any longer.
                 self.study.optimize(self._try, n_trials=1, catch=(Exception,))
@@ -255,9 +225,7 @@ class Search:
             if done.user_attrs.get("no_room"):
                 raise OSError(done.user_attrs["error"])
 
-    def _try(self, trial: "Trial") -> float:
-        from optuna import TrialPruned
-
+    def _try(self, trial: Trial) -> float:
         self.number = trial.number
         words = words_of(suggest_params(trial, self.space))
         folder = self.folder / str(trial.number)
@@ -282,7 +250,7 @@ class Search:
 
 
 @contextmanager
-def as_a_run(words: list[str], more: list[str], folder: Path) -> "Iterator[DictConfig]":
+def as_a_run(words: list[str], more: list[str], folder: Path) -> Iterator[DictConfig]:
     """The configuration of a trial, as train.py would compose it; `more` are the trial's own words.
 
     For as long as it lasts, Hydra takes this for the run that is under way.
@@ -305,43 +273,33 @@ def as_a_run(words: list[str], more: list[str], folder: Path) -> "Iterator[DictC
         HydraConfig.instance().cfg = study
 
 
-def train(cfg: DictConfig, trial: "Trial") -> float:
-    """An ordinary run, up to the test, which there is none of; returns its best validation accuracy.
+class Watch(Callback):
+    """Tells Optuna of each validation; a trial that it finds hopeless ends before it trains any further."""
 
-    Raises:
-        TrialPruned: it is given up.
-    """
-    from lightning import LightningModule, Trainer
-    from lightning.pytorch.callbacks import Callback
-    from optuna import TrialPruned
+    hooks_every_n_steps = None
 
-    from mnist_pl.reading import checkpoint
-    from mnist_pl.runs import loggers, summary
+    def __init__(self, trial: Trial) -> None:
+        self.trial, self.scores = trial, list[float]()
 
-    class Watch(Callback):
-        """Tells Optuna of each validation; a trial that it finds hopeless ends before it trains any further."""
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.scores.append(float(trainer.callback_metrics[SCORE]))
+            self.trial.report(self.scores[-1], len(self.scores) - 1)
+            if not trainer.is_last_batch:
+                self.on_train_epoch_start(trainer, pl_module)
 
-        hooks_every_n_steps = None
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.scores and self.trial.should_prune():
+            raise TrialPruned
 
-        def __init__(self) -> None:
-            self.scores: list[float] = []
 
-        def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            if not trainer.sanity_checking:
-                self.scores.append(float(trainer.callback_metrics[SCORE]))
-                trial.report(self.scores[-1], len(self.scores) - 1)
-                if not trainer.is_last_batch:
-                    self.on_train_epoch_start(trainer, pl_module)
-
-        def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            if self.scores and trial.should_prune():
-                raise TrialPruned
-
+def train(cfg: DictConfig, trial: Trial) -> float:
+    """An ordinary run without its test; returns its best validation accuracy, or raises TrialPruned."""
     data, model, trainer = build(cfg)
     data.setup("fit")
-    cfg.threads = threads()
+    cfg.threads = torch.get_num_threads()
     remember(cfg)
-    watch = Watch()
+    watch = Watch(trial)
     trainer.callbacks.insert(0, watch)  # type: ignore[attr-defined]
     chosen = {"run": label(cfg), "experiment": None, "claim": None, "seed": cfg.seed}
     facts = summary.describe(trainer, model, data, chosen)

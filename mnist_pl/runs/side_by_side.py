@@ -8,15 +8,15 @@ import logging
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from mnist_pl.signals import GRACE, end_on_signals, leave_telling_to_another, wait_for
+from mnist_pl.signals import GRACE, end_on_signals, end_with_parent, leave_telling_to_another, wait_for
 from mnist_pl.storage import FolderLock
 
 SWEEPS = "MNIST_PL_SWEEPS"  # environment variable: the process that has started the jobs
@@ -67,8 +67,7 @@ def set_up_worker(sweep: Path) -> None:
     end_on_signals()
     leave_telling_to_another()
     quieten(logging.ERROR)  # what a job is stopped by, the sweep tells
-    if not any(thread.name == SWEEPS for thread in threading.enumerate()):
-        threading.Thread(target=_end_with, args=(os.getppid(),), name=SWEEPS, daemon=True).start()
+    _end_with_sweep()
     gpus = _gpus()
     if _gpu is None and len(gpus) > 1:
         for gpu in gpus:
@@ -99,8 +98,7 @@ def one_job() -> Iterator[None]:
         raise
 
 
-def _end_with(parent: int) -> None:
+@cache
+def _end_with_sweep() -> None:
     """A sweep that was killed leaves no job at work, which would keep its folder from who resumes the sweep."""
-    while os.getppid() == parent:
-        time.sleep(0.3)
-    os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+    end_with_parent(lambda: os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM)))

@@ -168,7 +168,7 @@ class Slurm(Launcher):
     """
 
     def __init__(self, **settings: Any) -> None:
-        self.settings = {name: _plain(value) for name, value in settings.items() if value is not None}
+        self.settings = {name: value for name, value in settings.items() if value is not None}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         try:
@@ -184,8 +184,7 @@ class Slurm(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """The jobs that are not finished already, as one array of SLURM's; returns when all have ended.
 
-        Raises:
-            ValueError: submitit or sbatch refuses a setting.
+        Raises ValueError where submitit or sbatch refuses a setting.
         """
         words = dict(enumerate(map(list, job_overrides), initial_job_idx))
         folders = {number: self._folder(number, words[number]) for number in words}
@@ -283,10 +282,6 @@ def _work(run: Callable[..., JobReturn], *call: Any) -> JobReturn:
     end_on_signals()  # submitit's handlers would end a training without a checkpoint
     os.environ.pop(SWEEPS, None)  # that process is on another machine
     return run(*call)
-
-
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 Plugins.instance().class_name_to_class[NAME] = Slurm

@@ -8,26 +8,24 @@ model.hidden: {choices: [[50], [200, 100]]}      # the same as the list alone
 
 from collections.abc import Callable, Iterator, Mapping
 from math import isfinite
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from mnist_pl.runs.errors import suggest
 from mnist_pl.runs.folders import LABELLED as SEARCHED
 from mnist_pl.runs.words import key_of
 from mnist_pl.storage import quoted, read_value
 
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
-
 RANGE = ("low", "high", "step", "log")
 SAME_FOR_ALL = ("data", "data.dataset", "data.val_size", "data.validate_on_test", "data.seed")  # else nothing compares
 
 
 class Setting(NamedTuple):
-    distribution: "BaseDistribution"
+    distribution: BaseDistribution
     only_with: tuple[str, ...] | None  # the options of its group that have it; None: it is always there
 
 
@@ -38,10 +36,8 @@ Value = bool | int | float | str | None  # what Optuna keeps of a choice: itself
 def read_space(said: Any, words: list[str]) -> tuple[Space, list[str]]:
     """The space, groups first, and the settings in it that are not searched, since the command line fixes them.
 
-    `said` is the part of the configuration, `words` the command line's.
-
-    Raises:
-        ValueError: a setting does not exist, or what is said of it cannot be tried; one line that names it.
+    `said` is the part of the configuration, `words` the command line's. Raises ValueError, one line that names a
+    setting, where it does not exist, or what is said of it cannot be tried.
     """
     if not isinstance(said, dict) or not said:
         raise ValueError(f"space must name settings and what to try for each, got {said!r}")
@@ -71,7 +67,7 @@ def read_space(said: Any, words: list[str]) -> tuple[Space, list[str]]:
             options[group] = choices
             if any(one.startswith(f"{group}.") for one in by_name):
                 composed |= {f"{group}={one}": compose("tune", [*words, f"{group}={one}"]) for one in choices}
-            space[name] = Setting(_choices(choices), None)
+            space[name] = Setting(CategoricalDistribution(choices), None)
             continue
         nodes = {one: composed[f"{group}={one}"] for one in options.get(group, ())} or {"": composed[""]}
         having = tuple(one for one, node in nodes.items() if _has(node, name))
@@ -95,21 +91,19 @@ def _has(node: DictConfig, name: str) -> bool:
     return isinstance(found, DictConfig) and key in found and not key.startswith("_")
 
 
-def _read(name: str, tried: Any, present: Any) -> "BaseDistribution":
+def _read(name: str, tried: Any, present: Any) -> BaseDistribution:
     """`present` is the setting's value without a search."""
-    from optuna.distributions import FloatDistribution, IntDistribution
-
     where = f"space.{name}={tried}"
     if isinstance(tried, dict) and set(tried) == {"choices"}:
         tried = tried["choices"]
     if isinstance(tried, list):
         if not tried:
             raise ValueError(f"{where}: is empty; list what to try")
-        written = [_written(choice) for choice in tried]
+        written = [choice if isinstance(choice, Value) else as_hydra(choice) for choice in tried]
         twice = [one for one in written if written.count(one) > 1]
         if twice:
             raise ValueError(f"{where}: has {twice[0]} twice")
-        return _choices(written)
+        return CategoricalDistribution(written)
     if not isinstance(tried, dict) or not {"low", "high"} <= set(tried) <= set(RANGE):
         raise ValueError(f"{where}: must be a list, or a range as {{low: 0, high: 1}}, with step: 0.1 or log: true")
     low, high, step, log = (tried.get(key) for key in RANGE)  # type: Any, Any, Any, Any
@@ -134,16 +128,6 @@ def _read(name: str, tried: Any, present: Any) -> "BaseDistribution":
     return FloatDistribution(float(low), float(high), log=bool(log), step=step)
 
 
-def _choices(written: "list[Value] | list[str]") -> "BaseDistribution":
-    from optuna.distributions import CategoricalDistribution
-
-    return CategoricalDistribution(written)
-
-
-def _written(choice: Any) -> Value:
-    return choice if isinstance(choice, Value) else as_hydra(choice)
-
-
 def as_hydra(value: Any) -> str:
     """A plain value as a word of the command line says it, from which Hydra reads the same, to the last bit."""
     if isinstance(value, list):
@@ -157,8 +141,6 @@ def as_hydra(value: Any) -> str:
 
 def suggest_params(trial: Any, space: Space) -> dict[str, Value]:
     """What `trial`, an Optuna Trial, is to try: those settings alone that the options chosen for it have."""
-    from optuna.distributions import CategoricalDistribution, IntDistribution
-
     params: dict[str, Value] = {}
     for name, (distribution, _) in space.items():
         of: Any = distribution

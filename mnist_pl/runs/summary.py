@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import textwrap
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +51,11 @@ def header(trainer: Trainer, data: MNISTDataModule, facts: dict[str, Any]) -> st
         "model": f"{facts['model']}, {facts['parameters']:,} parameters",
         "with": facts["lr"] and f"{facts['optimizer']}, lr {facts['lr']:g}, batches of {batches}, seed {facts['seed']}",
         "on": _device(trainer),
-        "in": printable(short_path(trainer.default_root_dir) + "".join(f" ({name} is taken)" for name in taken()[:1])),
+        "in": printable(short_path(trainer.default_root_dir) + "".join(f" ({name} is taken)" for name in taken[:1])),
     }
-    wrap = partial(
-        textwrap.fill, width=shutil.get_terminal_size().columns, subsequent_indent=" " * 10, break_long_words=False
-    )
-    return "\n".join(wrap(f"{name:10}{text}", break_on_hyphens=False) for name, text in lines.items() if text) + "\n"
+    wrapper = textwrap.TextWrapper(shutil.get_terminal_size().columns, subsequent_indent=" " * 10)
+    wrapper.break_long_words = wrapper.break_on_hyphens = False
+    return "\n".join(wrapper.fill(f"{name:10}{text}") for name, text in lines.items() if text) + "\n"
 
 
 def results(

@@ -1,7 +1,5 @@
 """What a sweep tells: a line for each job, and at its end a ranked table and a picture of them all, in its folder."""
 
-import csv
-import io
 import json
 import logging
 import math
@@ -26,7 +24,7 @@ from mnist_pl.runs import plan, side_by_side
 from mnist_pl.runs.errors import explain, is_users
 from mnist_pl.runs.folders import existing_checkpoint
 from mnist_pl.signals import advise, end_on_signals
-from mnist_pl.storage import as_word, is_locked, markdown, short_path, write
+from mnist_pl.storage import as_word, csv_text, is_locked, markdown, short_path, write
 from mnist_pl.world import is_first
 
 NO_CHOICE = ("seed=", "sweep=", "ckpt_path=", "hydra.")
@@ -268,16 +266,16 @@ def table(rows: Sequence[Row], keys: Sequence[str]) -> list[str]:
     """Lines of Markdown: mean ± standard deviation over the seeds of each choice."""
     columns: dict[str, list[str]] = {key: [row.choice[key] for row in rows] for key in keys}
     columns["seeds"] = [str(row.seeds()) for row in rows]
-    columns["val/acc %"] = [_spread(row.values("val/acc"), 100, 2) for row in rows]
+    columns["val/acc %"] = [spread(row.values("val/acc"), 100, 2) for row in rows]
     if any(row.values("claim") for row in rows):
         columns["claimed %"] = [f"{row.mean('claim'):g}" if row.values("claim") else "–" for row in rows]
-    columns["test/acc %"] = [_spread(row.values("test/acc"), 100, 2) for row in rows]
-    columns["seconds"] = [_spread(row.values("train_seconds"), 1, 1) for row in rows]
+    columns["test/acc %"] = [spread(row.values("test/acc"), 100, 2) for row in rows]
+    columns["seconds"] = [spread(row.values("train_seconds"), 1, 1) for row in rows]
     columns["state"] = [row.state() for row in rows]
     return markdown([list(columns), *map(list, zip(*columns.values(), strict=True))])
 
 
-def _spread(values: Sequence[float], scale: float, digits: int) -> str:
+def spread(values: Sequence[float], scale: float, digits: int) -> str:
     if not values:
         return "–"
     mean = f"{statistics.fmean(values) * scale:.{digits}f}"
@@ -288,17 +286,15 @@ def as_csv(rows: Sequence[Row], keys: Sequence[str]) -> str:
     """The same for programs: accuracies from 0 to 1, and `_sd`, the standard deviation over the seeds."""
     scores = ("val/acc", "val/loss", "test/acc", "test/loss", "train_seconds")
     names = [name for score in scores for name in (score, f"{score}_sd")]
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow([*keys, "seeds", *names, "state"])
+    table: list[list[Any]] = [[*keys, "seeds", *names, "state"]]
     for row in rows:
         cells: list[Any] = []
         for score in scores:
             values = row.values(score)
             cells += [round(statistics.fmean(values), 6) if values else "", ""]
             cells[-1] = round(statistics.stdev(values), 6) if len(values) > 1 else ""
-        writer.writerow([*row.choice.values(), row.seeds(), *cells, row.state()])
-    return text.getvalue()
+        table.append([*row.choice.values(), row.seeds(), *cells, row.state()])
+    return csv_text(table)
 
 
 def report(folder: Path, found: Sequence[Job]) -> list[str]:

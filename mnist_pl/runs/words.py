@@ -37,10 +37,7 @@ def key_of(override: str) -> str:
 def spell_out_none(arguments: list[str], conf: Path) -> list[str]:
     """`scheduler=null`, `logger=false` and `~callbacks`, which Hydra has for single settings alone, as `none`.
 
-    `conf` is the folder of the groups.
-
-    Raises:
-        ValueError: the group has no option `none`.
+    `conf` is the folder of the groups. Raises ValueError where the group has no option `none`.
     """
     spelt = []
     for word in arguments:
@@ -61,10 +58,8 @@ def spell_out_none(arguments: list[str], conf: Path) -> list[str]:
 def expand_input(arguments: list[str]) -> list[str]:
     """A command line's arguments in which one `input=` has all the pictures that were named, one way or another.
 
-    A word is a picture's name where there is such a file, or where it is no setting; after `--`, each is.
-
-    Raises:
-        ValueError: one of the names is empty.
+    A word is a picture's name where there is such a file, or where it is no setting; after `--`, each is. Raises
+    ValueError where one of the names is empty.
     """
     dashes = arguments.index("--") if "--" in arguments else len(arguments)
     flags, words = split(arguments[:dashes], lambda word: word == "-" or os.path.lexists(word))
