@@ -138,6 +138,7 @@ def launch(trainer: "Trainer", main: Callable[[DictConfig], Any], cfg: DictConfi
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # each one that it ends
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")  # about the ended
     told = multiprocessing.get_context("spawn" if "_spawn" in cfg.trainer.strategy else "fork").Value("i", 0)
+    threading.Thread(target=_end_the_lost_without_a_word, args=(launcher, trainer.num_devices), daemon=True).start()
     try:
         return launcher.launch(partial(_work, main, cfg, HydraConfig.instance().cfg, told))
     except ProcessExitedException as error:
@@ -149,6 +150,19 @@ def launch(trainer: "Trainer", main: Callable[[DictConfig], Any], cfg: DictConfi
         if error.exit_code > 128 and first in (0, 1):  # it was done already, or lost the one that got the signal
             signals.tell(error.exit_code - 128)
         sys.exit(error.exit_code)
+
+
+def _end_the_lost_without_a_word(launcher: Any, number: int) -> None:
+    """Where one is killed, PyTorch ends the others by SIGTERM, which they would tell as if somebody had sent it."""
+    while len(launcher.procs) < number:
+        time.sleep(0.1)
+
+    def terminate(process: Any) -> None:
+        lost = any((other.exitcode or 0) < 0 for other in launcher.procs)
+        process.kill() if lost else type(process).terminate(process)
+
+    for process in launcher.procs:
+        process.terminate = partial(terminate, process)
 
 
 def _work(main: Callable[[DictConfig], Any], cfg: DictConfig, hydra: Any, told: Any) -> Any:
