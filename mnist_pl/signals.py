@@ -118,6 +118,8 @@ def _act() -> None:
     global _last_act
     act, _last_act = _last_act, None
     if act is not None:
+        if threading.current_thread() is threading.main_thread():
+            ignore_signals()  # which it may bring about
         act()
 
 
