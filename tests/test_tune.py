@@ -16,11 +16,11 @@ import pytest
 from conftest import ROOT, Ended, Run, one_line, start
 from omegaconf import OmegaConf
 
-from mnist_pl.runs import search
-from mnist_pl.runs.space import Space, as_hydra, check_ends, read_space, suggest_params, words_of
-from mnist_pl.tune import check, check_can_be_searched
-
 pytest.importorskip("optuna")
+
+from mnist_pl.runs import search  # noqa: E402
+from mnist_pl.runs.space import Space, as_hydra, check_ends, read_space, suggest_params, words_of  # noqa: E402
+from mnist_pl.tune import check, check_can_be_searched  # noqa: E402
 
 SMALL = """# @package _global_
 defaults: [override /model: mlp]

@@ -151,7 +151,9 @@ def describe(hint: Any) -> str:
     if kind in (Union, UnionType):
         return " or ".join(dict.fromkeys(describe(part) for part in parts))
     if kind in LISTS:
-        each = f"{len(parts)} number" if kind is tuple else describe(*parts[:1]).removeprefix("a ")
+        if not parts:
+            return "a list"
+        each = f"{len(parts)} number" if kind is tuple else describe(parts[0]).removeprefix("a ")
         return f"a list of {each}s"
     return KINDS.get(kind) or f"a {getattr(kind, '__name__', kind)}"
 
