@@ -265,7 +265,9 @@ class Peek(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.seen += batch[0].sum((1, 2, 3)).tolist()
+        place = trainer.train_dataloader.state_dict()  # type: ignore[union-attr]
         next(iter(trainer.train_dataloader))  # type: ignore[call-overload]
+        assert trainer.train_dataloader.state_dict() == place != {"done": 0}, "where a checkpoint would resume"
         next(iter(trainer.val_dataloaders))  # type: ignore[call-overload]
 
 

@@ -101,15 +101,21 @@ class Batches:
         order = self.sampler.order() if shuffled else torch.arange(len(self.labels))
         rank, world_size, least = self.rank, self.world_size, self.least
         order = order[rank::world_size].to(self.labels.device)
+        before = self.done, self.weight
         done, self.skip = self.skip, 0  # `done` is this iterator's: whoever looks at a batch has one of their own
-        while done < least:
-            is_last = done + self.batch_size >= least
-            chosen = order[done:] if is_last else order[done : done + self.batch_size]
-            left = len(self.labels) - done * world_size  # of all processes
-            done += len(chosen)
-            self.done, self.weight = done, len(chosen) * world_size / left if is_last else 1.0
-            images = to_float(self.images[chosen])
-            yield images if self.augment is None else self.augment(images), self.labels[chosen]
+        try:
+            while done < least:
+                is_last = done + self.batch_size >= least
+                chosen = order[done:] if is_last else order[done : done + self.batch_size]
+                left = len(self.labels) - done * world_size  # of all processes
+                done += len(chosen)
+                self.done, self.weight = done, len(chosen) * world_size / left if is_last else 1.0
+                images = to_float(self.images[chosen])
+                yield images if self.augment is None else self.augment(images), self.labels[chosen]
+        except GeneratorExit:  # somebody only looked: an epoch under way is where it was
+            if self.done == done:
+                self.done, self.weight = before
+            raise
 
 
 def rank_and_world_size() -> tuple[int, int]:
