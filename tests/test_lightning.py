@@ -217,15 +217,18 @@ def test_barebones(tmp_path: Path, digits: MNISTDataModule) -> None:
 
 PROCESSES = """
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from mnist_pl.data import MNISTDataModule
 from mnist_pl.models import MLP
+class Tell(Callback):
+    def on_train_end(self, trainer, pl_module):
+        print("batches", trainer.num_training_batches, flush=True)
 if __name__ == "__main__":
     data, model = MNISTDataModule(dataset="digits", val_size=201), MLP(hidden=[20])
     trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp_spawn", max_epochs=1, logger=False,
-        enable_progress_bar=False, enable_checkpointing=False)
+        enable_progress_bar=False, enable_checkpointing=False, callbacks=[Tell()])
     before = model.net[1].weight.clone()
-    trainer.fit(model, data)
+    trainer.fit(model, data.train_dataloader(), data.val_dataloader())  # older than the processes that share them
     assert not torch.equal(before, model.net[1].weight)
     (tested,) = trainer.test(model, data, verbose=False)
     right = tested["test/acc"] * 300
@@ -239,6 +242,7 @@ def test_processes_that_are_spawned(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(PROCESSES)
     ended = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=180)
     assert ended.returncode == 0 and "tested" in ended.stdout, ended.stderr
+    assert ended.stdout.count("batches 11") == 2, "each process takes half of the 1,296 images"
 
 
 @pytest.mark.long
