@@ -93,7 +93,8 @@ def curves(rows: Sequence[dict[str, float]], title: str, held_out: str = "valida
     training = "train/{}_step" if any("train/loss_step" in row for row in rows) else "train/{}"
     for axes, name in zip(both, ("loss", "acc"), strict=True):
         axes.plot(*_column(rows, training.format(name)), color=BLUE, linewidth=1, label="training")
-        axes.plot(*_column(rows, f"val/{name}"), "o", color=ORANGE, markersize=5, label=held_out)
+        x, y = _column(rows, f"val/{name}")
+        axes.plot(x, y, "o", color=ORANGE, markersize=5, label=held_out if x else None)
     both[0].legend(frameon=False)
     shown = [row[name] for row in rows for name in (training.format("acc"), "val/acc") if name in row]
     spread_out_high_accuracies(both[1], shown)
@@ -225,15 +226,24 @@ def with_axes(width: float, height: float, title: str, *sides: float) -> "tuple[
 
 
 def _loss_and_accuracy(title: str) -> "tuple[Figure, Sequence[Axes]]":
+    from matplotlib.ticker import LogFormatter
+
+    class Short(LogFormatter):
+        """0.6, where Matplotlib's own, 6 times 10 to the power of -1, leave no room for the label."""
+
+        def __call__(self, value: float, pos: int | None = None) -> str:
+            return f"{value:g}" if super().__call__(value, pos) else ""
+
     picture = figure(9, 3.6, title)
     both = picture.subplots(1, 2)
-    picture.subplots_adjust(0.085, 0.14, 0.985, 0.9, wspace=0.27)
+    picture.subplots_adjust(0.1, 0.14, 0.985, 0.9, wspace=0.27)
     for axes, label in zip(both, ("cross entropy", "accuracy"), strict=True):
         axes.set(xlabel="training examples seen", ylabel=label)
         axes.xaxis.set_major_formatter(lambda value, _: _short(value))
         axes.grid(alpha=0.3)
     both[0].set_yscale("log")
     both[0].yaxis.set_major_formatter("{x:g}")
+    both[0].yaxis.set_minor_formatter(Short())
     return picture, both
 
 
